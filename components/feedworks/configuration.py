@@ -1,0 +1,126 @@
+"""Typed configuration: frozen dataclasses, `key=value` overrides and a JSON form that round-trips.
+
+A config is a frozen, keyword-only dataclass whose fields are bool, int, float, str, None-able forms of
+these, tuples of them, or nested configs. Named setups are functions that return one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from feedworks.errors import ConfigError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def with_overrides(config: ConfigT, overrides: Sequence[str]) -> ConfigT:
+    """Apply `key=value` strings to a config; dotted keys reach nested configs.
+
+    Args:
+        config: a frozen dataclass instance.
+        overrides: strings such as `"generator.lr=0.001"`; tuples are written `4,8,16`.
+
+    Raises:
+        ConfigError: the key is unknown (the message lists the known ones) or the value does not parse.
+    """
+    known = flatten(config)
+    tree: dict[str, Any] = {}
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        key = key.strip()
+        if not separator:
+            raise ConfigError(f"override {text!r} is not of the form key=value")
+        if key not in known:
+            raise ConfigError(f"unknown setting {key!r}; known settings: {', '.join(known)}")
+        node = tree
+        *path, leaf = key.split(".")
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = value.strip()
+    return _merge(config, tree, prefix="")
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a config as `{dotted key: value}` in the order of declaration."""
+    leaves: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            leaves.update(flatten(value, f"{prefix}{field.name}."))
+        else:
+            leaves[prefix + field.name] = value
+    return leaves
+
+
+def to_json(config: Any) -> str:
+    """Serialise a config; `from_json` gives an equal one back."""
+    return json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True)
+
+
+def from_json(config_type: type[ConfigT], text: str) -> ConfigT:
+    """Read what `to_json` wrote.
+
+    Raises:
+        ConfigError: a field is missing, unknown or of the wrong type.
+    """
+    return _from_mapping(config_type, json.loads(text), prefix="")
+
+
+def _merge(config: ConfigT, tree: Mapping[str, Any], prefix: str) -> ConfigT:
+    hints = typing.get_type_hints(type(config))
+    changes: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            changes[name] = _merge(getattr(config, name), value, f"{prefix}{name}.")
+        else:
+            changes[name] = _parse(value, hints[name], prefix + name)
+    try:
+        return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _from_mapping(config_type: type[ConfigT], values: Mapping[str, Any], prefix: str) -> ConfigT:
+    hints = typing.get_type_hints(config_type)
+    unknown = sorted(set(values) - set(hints))
+    missing = sorted(set(hints) - set(values))
+    if unknown or missing:
+        raise ConfigError(f"{config_type.__name__}: unknown fields {unknown}, missing fields {missing}")
+    arguments: dict[str, Any] = {}
+    for name, hint in hints.items():
+        value = values[name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            arguments[name] = _from_mapping(hint, value, f"{prefix}{name}.")
+        else:
+            arguments[name] = tuple(value) if typing.get_origin(hint) is tuple else value
+    return config_type(**arguments)
+
+
+def _parse(text: str, hint: Any, key: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    try:
+        if origin in (typing.Union, types.UnionType):
+            if text.lower() == "none" and type(None) in arguments:
+                return None
+            return _parse(text, next(a for a in arguments if a is not type(None)), key)
+        if origin is tuple:
+            return tuple(_parse(part.strip(), arguments[0], key) for part in text.split(",") if part.strip())
+        if origin is typing.Literal:
+            return _choice(text, arguments, key)
+        if hint is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return hint(text)
+    except (ValueError, KeyError):
+        expected = getattr(hint, "__name__", str(hint))
+        raise ConfigError(f"setting {key}={text!r}: expected {expected}") from None
+
+
+def _choice(text: str, choices: tuple[Any, ...], key: str) -> Any:
+    if text not in choices:
+        raise ConfigError(f"setting {key}={text!r}: expected one of {', '.join(map(str, choices))}")
+    return text
