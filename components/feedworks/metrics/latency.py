@@ -1,0 +1,145 @@
+"""The bench harness: providers of one operation timed in turns in one process, as JSON rows.
+
+On a shared machine only ratios taken side by side can be trusted, so every round calls each provider once
+and the next round starts with another one. p20, p50 and p80 stand for the spread.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Timing(NamedTuple):
+    """Quantiles of the wall-clock time of one call, in seconds."""
+
+    p20_s: float
+    p50_s: float
+    p80_s: float
+
+
+def interleave(
+    providers: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int = 20,
+    warmup: int = 3,
+    synchronise: Callable[[], object] | None = None,
+) -> dict[str, Timing]:
+    """Time every provider `repeats` times, round robin, after `warmup` untimed rounds.
+
+    Args:
+        providers: name -> function without arguments that does the whole operation once.
+        repeats: timed rounds.
+        warmup: untimed rounds before them (allocators, caches, compilation).
+        synchronise: called before each clock reading, e.g. `torch.cuda.synchronize`.
+
+    Raises:
+        ValueError: no provider, or a count out of range.
+    """
+    if not providers or repeats < 1 or warmup < 0:
+        raise ValueError(f"expected providers, repeats >= 1, warmup >= 0; got {repeats=}, {warmup=}")
+    wait = synchronise or _nothing
+    names = list(providers)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()  # one full collection with torch loaded takes up to 250 ms and would fall on one provider
+    try:
+        for round_index in range(warmup + repeats):
+            turn = round_index % len(names)
+            for name in names[turn:] + names[:turn]:
+                elapsed_s = _timed(providers[name], wait)
+                if round_index >= warmup:
+                    seconds[name].append(elapsed_s)
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: _quantiles(values) for name, values in seconds.items()}
+
+
+def json_rows(
+    op: str,
+    shape: Mapping[str, int] | str,
+    device: str,
+    timings: Mapping[str, Timing],
+    ours: str,
+    error: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Build one row per provider: op, provider, shape, device, p20_s, p50_s, p80_s.
+
+    Args:
+        op: name of the operation.
+        shape: sizes of the problem, e.g. `{"beams": 256, "codes": 8192}`.
+        device: where it ran, see `device_label`.
+        timings: what `interleave` returned.
+        ours: our provider; its row gets `speedup` = {peer: peer's p50 / our p50}, above 1 where ours is
+            faster.
+        error: provider -> largest error against the reference, added as `error`.
+
+    Raises:
+        ValueError: `ours` was not timed.
+    """
+    if ours not in timings:
+        raise ValueError(f"our provider {ours!r} was not timed; timed: {', '.join(timings)}")
+    rows: list[dict[str, Any]] = []
+    for name, timing in timings.items():
+        row: dict[str, Any] = {"op": op, "provider": name, "shape": shape, "device": device}
+        row.update({key: _significant(value) for key, value in timing._asdict().items()})
+        if error is not None and name in error:
+            row["error"] = float(error[name])
+        if name == ours:
+            peers = {peer: other for peer, other in timings.items() if peer != ours}
+            row["speedup"] = {peer: _significant(other.p50_s / timing.p50_s) for peer, other in peers.items()}
+        rows.append(row)
+    return rows
+
+
+def print_rows(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print one JSON object per line to standard output, at once, so that a pipe sees each row."""
+    for row in rows:
+        print(json.dumps(row), flush=True)
+
+
+def device_label(device: str = "cpu") -> str:
+    """Name the machine for a row: the processor and the cores this process may use, or the GPU."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{models[0] if models else platform.machine()}, {num_cores} cores"
+
+
+def _nothing() -> None:
+    return None
+
+
+def _timed(call: Callable[[], object], wait: Callable[[], object]) -> float:
+    wait()
+    start = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - start
+
+
+def _quantiles(seconds: list[float]) -> Timing:
+    low, middle, high = np.quantile(seconds, [0.2, 0.5, 0.8])
+    return Timing(float(low), float(middle), float(high))
+
+
+def _significant(value: float, digits: int = 4) -> float:
+    if value == 0 or not math.isfinite(value):
+        return value
+    return round(value, digits - 1 - math.floor(math.log10(abs(value))))
