@@ -1,0 +1,1 @@
+"""What a table is: columns, types, keys, ranges and order, described once for everyone who reads data."""

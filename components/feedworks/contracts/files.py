@@ -1,0 +1,83 @@
+"""Contract tables to parquet files and back; a half-written file is never seen under its final name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from feedworks.contracts.tables import DATA_FOLDER, Table
+from feedworks.errors import DataError
+
+# Small enough that a reader can stream a large table, large enough that the overhead does not show.
+ROW_GROUP_ROWS = 131_072
+
+
+def write_table(contract: Table, rows: pa.Table, folder: Path) -> Path:
+    """Writes `rows` as the table `contract` into `folder` and returns the file's path.
+
+    Columns are put into contract order and cast to the contract's types; a nullable column that `rows` lacks
+    is filled with nulls. Rows are written in the order given. The same rows give the same bytes.
+
+    Raises:
+        DataError: A column that may not be null is missing, a column is unknown, or a cast would lose values.
+    """
+    unknown = sorted(set(rows.column_names) - set(contract.schema.names))
+    if unknown:
+        raise DataError(f"table {contract.name}: unknown columns {unknown}; known: {contract.schema.names}")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = contract.path(folder)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        pq.write_table(_conform(contract, rows), partial, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def read_table(contract: Table, folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads the table `contract` of the data folder `folder`, or only the named columns of it.
+
+    This trusts the content; `feedworks.validation` is what checks it.
+
+    Raises:
+        DataError: The file is missing, is not readable as parquet, or lacks a column.
+    """
+    path = contract.path(folder)
+    if not path.is_file():
+        raise DataError(f"table {contract.name}: {path} is missing; a data folder holds {folder_layout()}")
+    try:
+        return pq.read_table(path, columns=list(columns or contract.schema.names))
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"table {contract.name}: cannot read {path} ({reason}); write it again") from None
+
+
+def is_data_folder(folder: Path) -> bool:
+    """Whether `folder` holds at least one file named like a contract table."""
+    return any(contract.path(folder).is_file() for contract in DATA_FOLDER)
+
+
+def folder_layout() -> str:
+    """The files of a data folder, for messages."""
+    return ", ".join(c.file_name + ("" if c.required else " (optional)") for c in DATA_FOLDER)
+
+
+def _conform(contract: Table, rows: pa.Table) -> pa.Table:
+    arrays = []
+    for column in contract.columns:
+        if column.name in rows.column_names:
+            try:
+                arrays.append(rows[column.name].cast(column.type))
+            except pa.ArrowException as error:
+                reason = str(error).splitlines()[0]
+                raise DataError(f"table {contract.name}, column {column.name}: {reason}") from None
+        elif column.nullable:
+            arrays.append(pa.nulls(rows.num_rows, column.type))
+        else:
+            raise DataError(f"table {contract.name}: column {column.name} is missing")
+    return pa.table(arrays, schema=contract.schema)

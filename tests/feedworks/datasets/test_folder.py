@@ -1,0 +1,57 @@
+import pytest
+
+from feedworks.contracts.files import read_table
+from feedworks.contracts.synthetic import write_synthetic
+from feedworks.contracts.tables import ITEMS
+from feedworks.datasets import registry
+from feedworks.datasets.folder import open_data
+from feedworks.errors import DataError
+
+
+def test_the_word_synthetic_is_generated_into_the_work_folder(tmp_path):
+    assert open_data("synthetic", tmp_path / "work") == tmp_path / "work"
+    assert read_table(ITEMS, tmp_path / "work").num_rows == 500
+
+
+def test_a_data_folder_is_returned_as_it_is(tmp_path):
+    folder = write_synthetic(tmp_path / "data", num_users=5, num_items=8).folder
+    assert open_data(str(folder), tmp_path / "work") == folder
+    assert not (tmp_path / "work").exists()
+
+
+def test_raw_files_are_converted_into_the_work_folder(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "Toys.txt").write_text("1 2 3\n")
+    (raw / "Toys_item2attributes.json").write_text("{}")
+    assert open_data(raw, tmp_path / "work") == tmp_path / "work"
+    assert read_table(ITEMS, tmp_path / "work")["item_id"].to_pylist() == [2, 3]
+    assert sorted(p.name for p in raw.iterdir()) == ["Toys.txt", "Toys_item2attributes.json"]
+
+
+def test_an_unknown_source_lists_what_was_expected(tmp_path):
+    with pytest.raises(DataError, match="no such folder; give a folder or the word 'synthetic'"):
+        open_data(tmp_path / "absent", tmp_path / "work")
+    with pytest.raises(DataError) as caught:
+        open_data(tmp_path, tmp_path / "work")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "interactions.parquet, items.parquet, users.parquet (optional)" in message
+    assert all(name in message for name in registry.names())
+    assert not (tmp_path / "work").exists()
+
+
+def test_the_registry_names_its_data_sets():
+    assert registry.names() == [
+        "amazon_beauty",
+        "amazon_beauty_2014",
+        "amazon_sports_2014",
+        "amazon_toys_2014",
+    ]
+    for name in registry.names():
+        data_set = registry.get(name)
+        assert data_set.licence
+        assert data_set.citation
+        assert data_set.title
+    with pytest.raises(DataError, match="unknown data set 'books'; known: amazon_beauty, "):
+        registry.get("books")
