@@ -1,1 +1,9 @@
-"""Kernels."""
+"""Operators of the collection's hot paths: a readable definition, a fast PyTorch form, later a Triton kernel.
+
+Depends on torch (and triton where installed) alone. `FEEDWORKS_KERNELS=reference|eager|triton` forces a form.
+"""
+
+from feedworks_kernels.beam_step import BeamStep, beam_step
+from feedworks_kernels.residual_quantize import ResidualCodes, residual_quantize
+
+__all__ = ["BeamStep", "ResidualCodes", "beam_step", "residual_quantize"]

@@ -1,0 +1,99 @@
+"""One step of beam search over a trie. Maths, costs and measurements: README.md in this folder.
+
+Shape letters: B searches, K live beams of each, C codes of this level, W beams kept.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from feedworks_kernels._dispatch import implementation
+
+Normalise = Literal["codebook", "children"]
+
+
+class BeamStep(NamedTuple):
+    """The beams kept, best first. A place that no child fills has score -inf and parent, code and node 0."""
+
+    score_BW: Tensor
+    parent_BW: Tensor
+    code_BW: Tensor
+    node_BW: Tensor
+
+
+def beam_step(
+    logits_BKC: Tensor,
+    score_BK: Tensor,
+    node_BK: Tensor,
+    child_start: Tensor,
+    child_code: Tensor,
+    width: int,
+    normalise: Normalise = "codebook",
+) -> BeamStep:
+    """Extend every beam by each child of its trie node and keep the best `width` of each search.
+
+    The score of a child is the beam's score plus the log-probability of the child's code. Order: score
+    descending, then parent ascending, then code ascending. The children of node v are the positions
+    child_start[v] .. child_start[v + 1] - 1 of `child_code`, and that position is the child's node number on
+    the next level. No gradient flows.
+
+    Args:
+        logits_BKC: float, finite or -inf. fp64 is computed in fp64, any other float in fp32.
+        score_BK: log-probability of each beam; -inf marks an empty beam, whose other entries are not read.
+        node_BK: integer node numbers on this level, 0 for the root.
+        child_start: int32 or int64 (num_nodes + 1,), not falling.
+        child_code: int32 or int64 (num_children,), rising within a node, each in [0, C).
+        width: number of beams to keep, >= 1.
+        normalise: "codebook": softmax over all C codes, as the generator was trained. "children": softmax
+            over the node's children only, so that the probabilities of all stored paths add up to 1.
+
+    Returns:
+        BeamStep with score in fp32 (fp64 for fp64 logits) and parent, code, node in int64.
+
+    Raises:
+        ValueError: shapes, types, devices or `width` do not fit, or (except on CUDA, where looking costs a
+            wait) a live beam has NaN or +inf logits.
+
+    Source: constrained beam search of arXiv 2604.25787 section 3; trie as sparse rows, arXiv 2602.22647.
+    """
+    _check(logits_BKC, score_BK, node_BK, child_start, child_code, width, normalise)
+    with torch.no_grad():
+        run = implementation("beam_step", logits_BKC.device)
+        return BeamStep(*run(logits_BKC, score_BK, node_BK, child_start, child_code, width, normalise))
+
+
+def _check(
+    logits_BKC: Tensor,
+    score_BK: Tensor,
+    node_BK: Tensor,
+    child_start: Tensor,
+    child_code: Tensor,
+    width: int,
+    normalise: str,
+) -> None:
+    if logits_BKC.ndim != 3 or not logits_BKC.is_floating_point():
+        raise ValueError(
+            f"logits: expected float (B, K, C), got {logits_BKC.dtype} {tuple(logits_BKC.shape)}"
+        )
+    beams = tuple(logits_BKC.shape[:2])
+    for name, tensor, is_float in (("score", score_BK, True), ("node", node_BK, False)):
+        if tuple(tensor.shape) != beams or tensor.is_floating_point() != is_float:
+            kind = "float" if is_float else "integer"
+            raise ValueError(f"{name}: expected {kind} {beams}, got {tensor.dtype} {tuple(tensor.shape)}")
+    for name, tensor in (("child_start", child_start), ("child_code", child_code)):
+        if tensor.ndim != 1 or tensor.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"{name}: expected int32 or int64 (n,), got {tensor.dtype} {tuple(tensor.shape)}"
+            )
+    if child_start.shape[0] < 2:
+        raise ValueError(f"child_start: expected at least 2 entries (one node), got {child_start.shape[0]}")
+    devices = {t.device for t in (logits_BKC, score_BK, node_BK, child_start, child_code)}
+    if len(devices) > 1:
+        raise ValueError(f"all tensors must lie on one device, got {sorted(map(str, devices))}")
+    if width < 1:
+        raise ValueError(f"width: expected at least 1, got {width}")
+    if normalise not in get_args(Normalise):
+        raise ValueError(f"normalise: expected one of {get_args(Normalise)}, got {normalise!r}")
