@@ -1,0 +1,58 @@
+"""The processes of a run: one, or those that torchrun started."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from feedworks.errors import ConfigError
+from feedworks.training.settings import TrainConfig
+
+
+def launch(config: TrainConfig) -> Any:
+    """Return a launched `lightning.fabric.Fabric` for this process; DDP where torchrun started several.
+
+    Raises:
+        ConfigError: the settings ask for a device or a number of processes that is not there.
+    """
+    from lightning.fabric import Fabric  # 3 s to import; not needed where a run is finished
+    from lightning.fabric.strategies.ddp import DDPStrategy
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    if config.devices not in ("auto", str(world)):
+        raise ConfigError(
+            f"devices={config.devices}, but {world} process(es) run; "
+            f"start with torchrun --nproc-per-node {config.devices}"
+        )
+    accelerator = config.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    elif accelerator == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "accelerator=cuda, but torch sees no CUDA device; use accelerator=cpu or a CUDA build"
+        )
+    strategy = DDPStrategy(find_unused_parameters=True) if world > 1 else "auto"
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=local,
+        num_nodes=world // local,
+        strategy=strategy,
+        precision=config.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+@contextmanager
+def expected_warnings() -> Iterator[None]:
+    """Silence the one warning that DDP gives for a setting chosen with reason."""
+    # DDP must be told that a loss may leave parameters out, and then warns when none is left out.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+        yield
