@@ -32,7 +32,13 @@ def write_table(contract: Table, rows: pa.Table, folder: Path) -> Path:
     path = contract.path(folder)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        pq.write_table(_conform(contract, rows), partial, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+        pq.write_table(
+            _conform(contract, rows),
+            partial,
+            compression="zstd",
+            row_group_size=ROW_GROUP_ROWS,
+            write_page_checksum=True,
+        )
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -42,7 +48,8 @@ def write_table(contract: Table, rows: pa.Table, folder: Path) -> Path:
 def read_table(contract: Table, folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Reads the table `contract` of the data folder `folder`, or only the named columns of it.
 
-    This trusts the content; `feedworks.validation` is what checks it.
+    This trusts the values; `feedworks.validation` is what checks them. Types that hold the same values, such
+    as `large_string` or a list of fixed size, are turned into those of the contract.
 
     Raises:
         DataError: The file is missing, is not readable as parquet, or lacks a column.
@@ -51,7 +58,10 @@ def read_table(contract: Table, folder: Path, columns: Sequence[str] | None = No
     if not path.is_file():
         raise DataError(f"table {contract.name}: {path} is missing; a data folder holds {folder_layout()}")
     try:
-        return pq.read_table(path, columns=list(columns or contract.schema.names))
+        # Through a file handle: given a path, pyarrow would take `key=value` folders above for columns.
+        with path.open("rb") as file:
+            rows = pq.read_table(file, columns=list(columns or contract.schema.names))
+        return rows.cast(pa.schema([contract.schema.field(name) for name in rows.column_names]))
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"table {contract.name}: cannot read {path} ({reason}); write it again") from None

@@ -19,9 +19,9 @@ Side = Literal["user", "item", "context", "content"]
 class Column:
     """One column: its Arrow type, what values it may hold, and whose property it is.
 
-    `minimum` and `maximum` are inclusive; for a list column they bound the elements. `side` says what the
-    value describes, which decides where a model may read it: the user, the item, the request's context, or
-    the item's content (text, vectors) that exists before anybody has seen the item.
+    `minimum` and `maximum` are inclusive. `refers_to` names the table in whose single-column key every value
+    must occur. `side` says what the value describes, which decides where a model may read it: the user, the
+    item, the request's context, or the item's content (text, vectors), known before anybody saw the item.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Column:
     nullable: bool = False
     minimum: float | None = None
     maximum: float | None = None
+    refers_to: str | None = None
 
     @property
     def is_vector(self) -> bool:
@@ -88,7 +89,14 @@ INTERACTIONS = Table(
     description="One row for each thing that a user did with an item.",
     columns=(
         Column(name="user_id", type=pa.int64(), side="user", minimum=0, description="Who acted."),
-        Column(name="item_id", type=pa.int64(), side="item", minimum=0, description="On which item."),
+        Column(
+            name="item_id",
+            type=pa.int64(),
+            side="item",
+            minimum=0,
+            refers_to="items",
+            description="On which item.",
+        ),
         Column(name="event_time", type=EVENT_TIME, side="context", description="When, in UTC."),
     ),
     key=("user_id", "item_id", "event_time"),

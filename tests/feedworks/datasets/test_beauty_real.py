@@ -6,6 +6,7 @@ import pytest
 from feedworks.contracts.files import read_table
 from feedworks.contracts.tables import INTERACTIONS, ITEMS
 from feedworks.datasets.folder import open_data
+from feedworks.validation.gate import require_valid
 
 pytestmark = pytest.mark.real_data
 
@@ -41,3 +42,9 @@ def test_popularity_gives_the_published_figures(beauty):
         inside = place_U < k
         assert inside.mean().round(4) == pytest.approx(hit)
         assert np.where(inside, 1 / np.log2(place_U + 2), 0).mean().round(4) == pytest.approx(ndcg)
+
+
+def test_beauty_passes_the_gate(beauty):
+    result = require_valid(beauty)
+    assert result.rows == {"items": 12_101, "interactions": 198_502}
+    assert result.warnings == ()

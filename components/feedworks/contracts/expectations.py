@@ -1,0 +1,139 @@
+"""A contract as a Great Expectations suite.
+
+The suite does not run on the table itself but on its *measured frame*: a pandas frame with the key columns
+and times as they are and, in place of long text and vectors, a few numbers per row. So a table with vectors
+of any width is validated in little memory. The measured columns of a table column `c` are:
+
+* `c` for a whole number or a time: the value; for text or a vector: 1, or NaN where it is null;
+* `c.width`, `c.num_bad` for a vector: how many numbers it has, and how many of them are null, NaN or infinite
+  (NaN where there is no vector);
+* `c.known` for a reference: whether the other table has the value.
+
+`in_order` is False for a row that should stand before its predecessor.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from feedworks.contracts.tables import Column, Table
+
+IN_ORDER = "in_order"
+
+
+def import_gx() -> Any:
+    """Imports Great Expectations quietly: no telemetry, and its own deprecation warnings are not ours."""
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import great_expectations
+        import great_expectations.expectations
+    return great_expectations
+
+
+def suite(contract: Table, widths: Mapping[str, int], num_nulls: Mapping[str, int], num_rows: int) -> Any:
+    """The `ExpectationSuite` for the measured frame of one table.
+
+    Each expectation carries in `meta` the contract column it is about, a sentence `problem` that says what
+    the unexpected rows are, and the `mend`. A breach of severity `critical` must stop a run, a `warning` not.
+
+    Args:
+        contract: The table.
+        widths: For each vector column of the table, the width that its vectors must have.
+        num_nulls: Nulls in each column. A nullable column that is null in every row is not used and passes;
+            one that is null in some rows earns a warning, as a model will have to do without there.
+        num_rows: Rows of the table.
+    """
+    gx = import_gx()
+    expectations: list[Any] = []
+    for column in contract.columns:
+        expectations += _column_expectations(gx.expectations, column, widths, num_nulls, num_rows)
+    expectations += _table_expectations(gx.expectations, contract)
+    return gx.ExpectationSuite(name=contract.name, expectations=expectations)
+
+
+def _column_expectations(
+    gxe: Any, column: Column, widths: Mapping[str, int], num_nulls: Mapping[str, int], num_rows: int
+) -> Iterator[Any]:
+    name = column.name
+    if not column.nullable:
+        yield gxe.ExpectColumnValuesToNotBeNull(
+            column=name, severity="critical", meta=_meta(name, "are null", "fill or drop these rows")
+        )
+    elif num_nulls[name] < num_rows:
+        yield gxe.ExpectColumnValuesToNotBeNull(
+            column=name, severity="warning", meta=_meta(name, "are null while others are not", "fill them")
+        )
+    if column.minimum is not None or column.maximum is not None:
+        yield gxe.ExpectColumnValuesToBeBetween(
+            column=name,
+            min_value=column.minimum,
+            max_value=column.maximum,
+            severity="critical",
+            meta=_meta(name, _outside(column), "correct or drop these rows"),
+        )
+    if column.is_vector:
+        yield from _vector_expectations(gxe, name, widths[name])
+    if column.refers_to is not None:
+        yield gxe.ExpectColumnValuesToBeInSet(
+            column=f"{name}.known",
+            value_set=[True],
+            severity="critical",
+            meta=_meta(
+                name,
+                f"are not in table {column.refers_to}",
+                f"add them to {column.refers_to} or drop these rows",
+            ),
+        )
+
+
+def _vector_expectations(gxe: Any, name: str, width: int) -> Iterator[Any]:
+    yield gxe.ExpectColumnValuesToBeBetween(
+        column=f"{name}.num_bad",
+        max_value=0,
+        severity="critical",
+        meta=_meta(
+            name, "hold null, NaN or infinite numbers", "compute these vectors again or set them to null"
+        ),
+    )
+    yield gxe.ExpectColumnValuesToBeBetween(
+        column=f"{name}.width",
+        min_value=width,
+        max_value=width,
+        severity="critical",
+        meta=_meta(name, f"do not have {width} numbers like most", "compute these vectors with one encoder"),
+    )
+
+
+def _table_expectations(gxe: Any, contract: Table) -> Iterator[Any]:
+    key, order = ", ".join(contract.key), ", ".join(contract.sorted_by)
+    duplicates = _meta(key, "repeat the key of another row", "keep one row for each key")
+    if len(contract.key) == 1:
+        yield gxe.ExpectColumnValuesToBeUnique(column=key, severity="critical", meta=duplicates)
+    else:
+        yield gxe.ExpectCompoundColumnsToBeUnique(
+            column_list=list(contract.key), severity="critical", meta=duplicates
+        )
+    yield gxe.ExpectColumnValuesToBeInSet(
+        column=IN_ORDER,
+        value_set=[True],
+        severity="critical",
+        meta=_meta(
+            contract.sorted_by[-1], f"stand out of the order {order}", f"sort {contract.file_name} by {order}"
+        ),
+    )
+
+
+def _meta(column: str, problem: str, mend: str) -> dict[str, str]:
+    return {"column": column, "problem": problem, "mend": mend}
+
+
+def _outside(column: Column) -> str:
+    if column.maximum is None:
+        return f"are below {column.minimum:g}"
+    if column.minimum is None:
+        return f"are above {column.maximum:g}"
+    return f"are outside {column.minimum:g} to {column.maximum:g}"

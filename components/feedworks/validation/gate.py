@@ -1,0 +1,123 @@
+"""The validation gate: structure first with pyarrow, then the contract's Great Expectations suite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from feedworks.contracts.expectations import import_gx, suite
+from feedworks.contracts.tables import INTERACTIONS, ITEMS, USERS, Table
+from feedworks.errors import DataError
+from feedworks.validation.measure import Measured, measure
+from feedworks.validation.report import write_report
+from feedworks.validation.result import Check, GateResult
+from feedworks.validation.structure import batches, open_table, unreadable
+
+MAX_EXAMPLES = 5
+# A table after those that it refers to.
+ORDER = (ITEMS, USERS, INTERACTIONS)
+
+
+def validate_folder(data_dir: Path, report_path: Path | None = None) -> GateResult:
+    """Checks every table of a data folder against its contract; nothing is raised for bad data.
+
+    Args:
+        data_dir: The data folder.
+        report_path: Where to write the HTML report, if one is wanted; replaced in one step.
+
+    Raises:
+        DataError: There is no such folder.
+    """
+    if not data_dir.is_dir():
+        raise DataError(f"data {data_dir}: no such folder; give the path of a data folder")
+    rows: dict[str, int] = {}
+    known: dict[str, npt.NDArray[np.int64]] = {}
+    checks: list[Check] = []
+    for contract in ORDER:
+        if contract.required or contract.path(data_dir).exists():
+            checks += _check_table(contract, data_dir, rows, known)
+    result = GateResult(rows=rows, checks=tuple(checks))
+    if report_path is not None:
+        write_report(result, data_dir, report_path)
+    return result
+
+
+def require_valid(data_dir: Path, report_path: Path | None = None) -> GateResult:
+    """Like `validate_folder`, but a breach of severity critical stops the caller.
+
+    Raises:
+        DataError: Names the tables, columns, counts, example rows and mends, and where the report is.
+    """
+    result = validate_folder(data_dir, report_path)
+    if not result.success:
+        report = f"; report: {report_path}" if report_path is not None else ""
+        raise DataError(f"data {data_dir}: {result.summary()}{report}")
+    return result
+
+
+def _check_table(
+    contract: Table, folder: Path, rows: dict[str, int], known: dict[str, npt.NDArray[np.int64]]
+) -> list[Check]:
+    opened = open_table(contract, folder)
+    if opened.file is None:
+        return opened.checks
+    with opened.file as file:
+        rows[contract.name] = file.metadata.num_rows
+        references = {c.refers_to for c in contract.columns if c.refers_to}
+        if not opened.usable or not references <= set(known):
+            return opened.checks
+        try:
+            measured = measure(contract, batches(file, contract), known)
+        except (pa.ArrowException, OSError) as error:
+            return [*opened.checks, unreadable(contract, error, file.metadata.num_rows)]
+    if len(contract.key) == 1:
+        known[contract.name] = measured.frame[contract.key[0]].dropna().to_numpy(np.int64)
+    return [*opened.checks, *_run_suite(contract, measured)]
+
+
+def _run_suite(contract: Table, measured: Measured) -> list[Check]:
+    gx = import_gx()
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    asset = context.data_sources.add_pandas("measured").add_dataframe_asset(contract.name)
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": measured.frame})
+    outcome = batch.validate(
+        suite(contract, measured.widths, measured.num_nulls, len(measured.frame)),
+        result_format={"result_format": "SUMMARY", "partial_unexpected_count": MAX_EXAMPLES},
+    )
+    checks = [_as_check(contract, result.to_json_dict(), measured.frame) for result in outcome.results]
+    # Great Expectations answers in an order of its own.
+    names = [column.name for column in contract.columns]
+    return sorted(checks, key=lambda c: (names.index(c.column.split(",")[0]), c.expectation, c.problem))
+
+
+def _as_check(contract: Table, outcome: Mapping[str, Any], frame: pd.DataFrame) -> Check:
+    config, found = outcome["expectation_config"], outcome["result"]
+    if "unexpected_count" not in found:
+        reason = str(outcome["exception_info"])[:200]
+        raise DataError(f"table {contract.name}: {config['type']} could not be evaluated ({reason})")
+    return Check(
+        table=contract.name,
+        column=config["meta"]["column"],
+        problem=config["meta"]["problem"],
+        success=bool(outcome["success"]),
+        count=int(found["unexpected_count"]),
+        num_rows=len(frame),
+        mend=config["meta"]["mend"],
+        severity=config["severity"],
+        examples=tuple(
+            _row(contract, frame, int(i)) for i in found.get("partial_unexpected_index_list") or ()
+        ),
+        expectation=config["type"],
+    )
+
+
+def _row(contract: Table, frame: pd.DataFrame, index: int) -> str:
+    values = [f"{name}={frame[name].iloc[index]}" for name in contract.key]
+    return f"row {index}: {', '.join(values)}"

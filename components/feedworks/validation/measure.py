@@ -1,0 +1,96 @@
+"""Tables to measured frames: what `feedworks.contracts.expectations` looks at, in a few bytes per row.
+
+Shapes: N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feedworks.contracts.expectations import IN_ORDER
+from feedworks.contracts.tables import Column, Table
+
+IntArray = npt.NDArray[np.int64]
+
+
+class Measured(NamedTuple):
+    """The measured frame of a table, with what the suite needs to know about its columns."""
+
+    frame: pd.DataFrame
+    widths: dict[str, int]
+    num_nulls: dict[str, int]
+
+
+def measure(contract: Table, batches: Iterable[pa.RecordBatch], known: Mapping[str, IntArray]) -> Measured:
+    """Reads a table once, batch by batch, and keeps its measured columns.
+
+    Args:
+        contract: The table.
+        batches: Its rows in contract types, at least one batch.
+        known: For each table name that a column of this one refers to, the ids which that table has.
+    """
+    parts = [_measure_batch(contract, batch, known) for batch in batches]
+    frame = pd.concat(parts, ignore_index=True)
+    frame[IN_ORDER] = _in_order(frame[list(contract.sorted_by)])
+    widths = {c.name: _usual_width(frame[f"{c.name}.width"]) for c in contract.columns if c.is_vector}
+    num_nulls = {c.name: int(frame[c.name].isna().sum()) for c in contract.columns}
+    return Measured(frame, widths, num_nulls)
+
+
+def _measure_batch(contract: Table, batch: pa.RecordBatch, known: Mapping[str, IntArray]) -> pd.DataFrame:
+    columns: dict[str, Any] = {}
+    for column in contract.columns:
+        values = batch.column(column.name)
+        columns[column.name] = _plain(column, values)
+        if column.is_vector:
+            present_N = values.is_valid().to_numpy(zero_copy_only=False)
+            width_N = pc.fill_null(pc.list_value_length(values), 0).to_numpy().astype(np.float64)
+            # NaN where there is no vector: an expectation does not look at missing values.
+            columns[f"{column.name}.width"] = np.where(present_N, width_N, np.nan)
+            columns[f"{column.name}.num_bad"] = np.where(present_N, _num_bad(values), np.nan)
+        if column.refers_to is not None:
+            ids = pa.array(known[column.refers_to])
+            columns[f"{column.name}.known"] = pc.is_in(values, value_set=ids).to_numpy(zero_copy_only=False)
+    return pd.DataFrame(columns)
+
+
+def _plain(column: Column, values: pa.Array) -> Any:
+    if pa.types.is_integer(column.type):
+        # Int64 keeps whole numbers whole beside nulls; plain int64 is faster where there are none.
+        return values.to_pandas(
+            types_mapper={column.type: pd.Int64Dtype()}.get if values.null_count else None
+        )
+    if pa.types.is_timestamp(column.type):
+        return values.to_pandas()
+    return np.where(values.is_valid().to_numpy(zero_copy_only=False), 1.0, np.nan)
+
+
+def _num_bad(values: pa.Array) -> IntArray:
+    """How many numbers of each row's list are null, NaN or infinite."""
+    numbers = values.flatten().to_numpy(zero_copy_only=False)
+    row_of_number = pc.list_parent_indices(values).to_numpy()
+    return np.bincount(row_of_number[~np.isfinite(numbers)], minlength=len(values))
+
+
+def _usual_width(width_N: pd.Series[float]) -> int:
+    counts = width_N[width_N > 0].value_counts()
+    return int(counts.index[0]) if len(counts) else 1
+
+
+def _in_order(frame: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Whether each row is not less than the one before it; rows with a null pass, another check has them."""
+    after_N = np.zeros(len(frame), bool)
+    equal_N = np.ones(len(frame), bool)
+    for name in frame.columns:
+        now, before = frame[name], frame[name].shift(1)
+        unknown_N = (now.isna() | before.isna()).to_numpy()
+        after_N |= equal_N & ((now > before).fillna(False).to_numpy(bool) | unknown_N)
+        equal_N &= (now == before).fillna(False).to_numpy(bool)
+    return after_N | equal_N
