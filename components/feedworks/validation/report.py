@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from html import escape
 from pathlib import Path
 
+from feedworks.storage import write_bytes
 from feedworks.validation.result import Check, GateResult, plural
 
 STYLE = """
@@ -34,13 +34,7 @@ td div { color: var(--soft); margin-top: .15rem; }
 
 def write_report(result: GateResult, data_dir: Path, path: Path) -> None:
     """Writes the report to `path`, replacing an earlier one in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(render(result, data_dir), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_bytes(path, render(result, data_dir).encode())
 
 
 def render(result: GateResult, data_dir: Path) -> str:
