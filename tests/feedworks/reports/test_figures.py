@@ -120,10 +120,14 @@ def test_colours_fonts_and_size_come_from_the_page():
     assert "steps" in _texts(svg)
 
 
+def test_labels_are_never_read_as_formulas():
+    assert {"$x_$", "$5 and $6"} <= set(_texts(figures.bars("t", {"$x_$": 1, "$5 and $6": 2}).svg))
+
+
 def test_a_users_own_style_changes_nothing():
     import matplotlib
 
     plain = figures.histogram("t", [1, 2, 2])
-    with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 30, "axes.grid": False}):
+    with matplotlib.rc_context({"xtick.major.size": 20, "font.size": 30, "axes.grid": False}):
         assert figures.histogram("t", [1, 2, 2]) == plain
         assert matplotlib.rcParams["font.size"] == 30

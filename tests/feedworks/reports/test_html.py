@@ -93,7 +93,7 @@ def test_text_stays_text(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["$5 and $x_", "_hidden", "书 и ещё 🎵", "", " ", "\\frac", "#000001", "x" * 300]
+    "text", ["$x_$ and $5", "_hidden", "书 и ещё 🎵", "", " ", "\\frac", "#000001", "x" * 300]
 )
 def test_any_text_draws(text):
     Document(sample_report(text).html())
@@ -109,7 +109,7 @@ def test_equal_in_another_process(html):
 
 
 def test_size_stays_far_below_what_a_frame_takes():
-    history = [{"step": step, "loss": 1 / (step + 1)} for step in range(50_000)]
+    history = [{"step": step, "loss": step * 7919 % 101} for step in range(50_000)]
     report = sample_report()
     report.add_figure("Long", *[figures.curves(f"{n}", history, ["loss"], x="step") for n in range(10)])
     assert len(report.html().encode()) < 500_000
