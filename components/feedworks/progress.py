@@ -37,8 +37,10 @@ class Progress:
         self._silent = os.environ.get("RANK", "0") != "0"
         self._bar: tqdm[None] | None = None
         if not self._silent and sys.stderr.isatty():
+            # A container's terminal often has no size; a bar would then be zero columns wide.
+            sized = os.get_terminal_size(sys.stderr.fileno()).columns > 0
             self._bar = tqdm(
-                desc=label, total=total, initial=start, dynamic_ncols=True, mininterval=BAR_EVERY_S
+                desc=label, total=total, initial=start, dynamic_ncols=sized, ncols=None if sized else 80
             )
 
     def __enter__(self) -> Progress:

@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,51 +36,59 @@ def atomic_folder(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
         OSError: the folder cannot be written (full disk, no permission); `path` is untouched.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(target)
-    temporary = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
-    lock = os.open(temporary, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        temporary.chmod(0o777 & ~_umask())
-        yield temporary
+    with _workplace(target) as new:
+        new.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
+        yield new
         if durable:
-            _flush(temporary)
-        _swap(temporary, target)
-    finally:
-        os.close(lock)
-        shutil.rmtree(temporary, ignore_errors=True)
+            _flush(new)
+        _swap(new, target)
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any, *, durable: bool = True) -> None:
     """Write `value` as sorted, indented JSON by one rename: equal values give equal bytes.
+
+    Args:
+        path: the file to write; its folder is made.
+        value: anything that JSON can hold.
+        durable: flush the file to the device, see `atomic_folder`.
 
     Raises:
         ValueError: a number is NaN or infinite, which JSON cannot hold.
         OSError: the file cannot be written; an earlier one is untouched.
     """
-    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    write_bytes(path, text.encode(), durable=durable)
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file by one rename; its folder is made.
+def write_bytes(path: str | Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file by one rename; its folder is made. See `atomic_file`.
+
+    Raises:
+        OSError: the file cannot be written; an earlier one is untouched.
+    """
+    with atomic_file(path, durable=durable) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def atomic_file(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield the name of a file to write that takes the place of `path` when the block ends without an error.
+
+    Args:
+        path: the file to make or to replace; its folder is made.
+        durable: flush it to the device first, see `atomic_folder`.
 
     Raises:
         OSError: the file cannot be written; an earlier one is untouched.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=_prefix(target), dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with _workplace(target) as workplace:
+        new = workplace / target.name
+        yield new
+        new.chmod(0o666 & ~_umask())  # some writers make private files
+        if durable:
+            _flush(new)
+        new.replace(target)
 
 
 def read_json(path: str | Path) -> Any:
@@ -98,38 +106,42 @@ def read_json(path: str | Path) -> Any:
         raise DataError(f"{source} cannot be read as JSON ({error}); delete it and make it again") from None
 
 
-def _prefix(target: Path) -> str:
-    return f".{target.name}.tmp-"
+@contextmanager
+def _workplace(target: Path) -> Iterator[Path]:
+    # A living writer holds a lock on its workplace; the lock dies with the process, whatever killed it.
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name}.tmp-"
+    for left in target.parent.glob(f"{prefix}*"):
+        with suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(left, ignore_errors=True)
+    workplace = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    try:
+        with _locked(workplace, fcntl.LOCK_EX):
+            yield workplace
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, operation: int) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, operation)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:
-    # The mask can only be read by setting it; mkdtemp and mkstemp ignore it and make private files.
+    # The mask can only be read by setting it.
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
-def _remove_stale(target: Path) -> None:
-    # A living writer holds a lock on its folder; the lock dies with the process, whatever killed it.
-    for folder in target.parent.glob(f"{_prefix(target)}*"):
-        if not folder.is_dir():
-            continue
-        try:
-            lock = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        except OSError:
-            continue
-        finally:
-            os.close(lock)
-
-
-def _flush(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    for entry in [path, *path.rglob("*")]:
+        descriptor = os.open(entry, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from feedworks.errors import DataError, ModelError
-from feedworks.storage import read_json, write_bytes, write_json
+from feedworks.storage import atomic_file, read_json, write_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -97,9 +97,17 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> str:
     Raises:
         OSError: the file cannot be written; an earlier one is untouched.
     """
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    write_bytes(path, content)
-    return hashlib.sha256(content).hexdigest()
+    with atomic_file(path) as temporary:
+        return write_tensors(temporary, tensors)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Do the same in a folder that appears as a whole anyway, see `feedworks.storage.atomic_folder`."""
+    try:
+        save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from None
+    return _sha256(path)
 
 
 def read_tensors(path: str | Path, *, checksum: str | None = None) -> dict[str, Tensor]:
@@ -115,8 +123,7 @@ def read_tensors(path: str | Path, *, checksum: str | None = None) -> dict[str, 
     source = Path(path)
     try:
         if checksum is not None:
-            with source.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = _sha256(source)
             if found != checksum:
                 raise ModelError(
                     f"{source} is damaged (sha256 {found[:12]}, expected {checksum[:12]}); make it again"
@@ -160,6 +167,11 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor], *, source: Path
             raise ModelError(f"{source} holds another model: {name} is {shapes}")
     with torch.no_grad():
         module.load_state_dict(dict(tensors))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _facts(folder: Path) -> dict[str, Any]:

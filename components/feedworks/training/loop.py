@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from feedworks.errors import ConfigError
+from feedworks.training.batches import num_rows
 from feedworks.training.checkpoint import load_state
 from feedworks.training.processes import expected_warnings, launch
 from feedworks.training.run import Batches, Evaluate, Loss, Run, expand_tied
@@ -105,12 +106,15 @@ def _facts(
 ) -> dict[str, Any]:
     settings = {name: value for name, value in asdict(config).items() if name not in _FREE_SETTINGS}
     settings["betas"] = list(config.betas)
+    first = next(iter(batches(0)), ())
+    if first and num_rows(first) > config.batch_size:
+        raise ConfigError(f"the first batch has {num_rows(first)} rows, but batch_size={config.batch_size}")
     shapes = "".join(f"{name}{tuple(tensor.shape)}" for name, tensor in module.state_dict().items())
     return settings | {
         "monitor": monitor,
         "num_batches": num_batches,
         "model": hashlib.sha256(shapes.encode()).hexdigest()[:16],
-        "first_batch": _digest(next(iter(batches(0)), ())),
+        "first_batch": _digest(first),
     }
 
 

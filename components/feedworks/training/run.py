@@ -166,10 +166,7 @@ class Run:
         means = {
             name: sums[1 + i] / sums[0] if sums[0] else 0.0 for i, name in enumerate(self.position.names)
         }
-        if not all(map(math.isfinite, means.values())):
-            shown = ", ".join(f"{name}={value}" for name, value in means.items())
-            where = f"epoch {self.position.epoch} by step {self.position.step}"
-            raise ModelError(f"training broke down in {where}: {shown}; lower lr or set grad_clip")
+        _require_finite(means, f"epoch {self.position.epoch} by step {self.position.step}")
         return means
 
     def _note(self) -> str:
@@ -208,6 +205,7 @@ class Run:
             with torch.no_grad():
                 found = evaluate(self.module, self.position.epoch)
             metrics = {name: float(value) for name, value in found.items()}
+            _require_finite(metrics, f"the evaluation of epoch {self.position.epoch}")
             self.module.train()
         return dict(self.fabric.broadcast(metrics))
 
@@ -243,6 +241,12 @@ class _Loss(nn.Module):
         if "loss" not in terms:
             raise ConfigError(f"the loss function returned {', '.join(terms)} and no 'loss'")
         return {name: term if name == "loss" else term.detach() for name, term in terms.items()}
+
+
+def _require_finite(values: dict[str, float], where: str) -> None:
+    if not all(map(math.isfinite, values.values())):
+        shown = ", ".join(f"{name}={value}" for name, value in values.items())
+        raise ModelError(f"training broke down in {where}: {shown}; lower lr or set grad_clip")
 
 
 def _from(batches: Iterable[Any], start: int, stop: int | None) -> Iterator[Any]:

@@ -1,8 +1,8 @@
 """The training state on disk: the last two whole generations of it, then the finished result.
 
     STATE_DIR/run.json          what is trained; another run is refused
-    STATE_DIR/step-<n>/         state.safetensors and state.json (position, history, checksum)
-    STATE_DIR/final/            weights.safetensors and result.json; the generations are then removed
+    STATE_DIR/step-<n>/         tensors.safetensors and state.json (position, history, checksum)
+    STATE_DIR/final/            the same two files with the trained weights; the generations are then removed
 
 A generation appears by one rename, so a kill at any time leaves the one before. A damaged one is passed over:
 to go on from an older step gives the same weights, only later.
@@ -11,6 +11,7 @@ to go on from an older step gives the same weights, only later.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import time
@@ -20,15 +21,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from feedworks.errors import ConfigError, DataError, ModelError
 from feedworks.progress import say
 from feedworks.storage import atomic_folder, read_json, write_json
-from feedworks.training.checkpoint import read_tensors, save_tensors
+from feedworks.training.checkpoint import read_tensors, write_tensors
 
 _KEPT = 2
+_TENSORS = "tensors.safetensors"
+_FACTS = "state.json"
 _LOCK_WAIT_S = 10.0
 
 
@@ -109,16 +111,8 @@ class StateStore:
         Raises:
             ModelError: the folder cannot be written; earlier generations are whole.
         """
-        try:
-            # Not flushed to the device: after a power cut the checksum finds the damage.
-            with atomic_folder(self.folder / f"step-{position.step:010d}", durable=False) as folder:
-                checksum = save_tensors(folder / "state.safetensors", tensors)
-                write_json(folder / "state.json", {"sha256": checksum, "position": asdict(position)})
-        except (OSError, SafetensorError) as error:
-            raise ModelError(
-                f"cannot write the training state to {self.folder} ({error}); free space there and start "
-                f"again: it goes on from the state before step {position.step}"
-            ) from None
+        # Not flushed to the device: after a power cut the checksum finds the damage.
+        self._write(f"step-{position.step:010d}", position, tensors, durable=False)
         for old in self._generations()[_KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -131,15 +125,11 @@ class StateStore:
         found = self._generations()
         for folder in found:
             try:
-                facts = read_json(folder / "state.json")
-                tensors = read_tensors(folder / "state.safetensors", checksum=facts["sha256"])
-                return Position(**facts["position"]), tensors
-            except (ModelError, DataError, KeyError, TypeError) as error:
-                say(f"passing over a damaged training state: {error}")
+                return _read(folder)
+            except ModelError as error:
+                say(f"passed over: {error}")
         if found:
-            raise ModelError(
-                f"every training state in {self.folder} is damaged; remove the folder to train again"
-            )
+            raise ModelError(f"every training state in {self.folder} is damaged; remove it to train again")
         return None
 
     def finish(self, position: Position, weights: Mapping[str, Tensor]) -> None:
@@ -148,15 +138,7 @@ class StateStore:
         Raises:
             ModelError: the folder cannot be written; the generations are whole.
         """
-        try:
-            with atomic_folder(self.folder / "final") as folder:
-                checksum = save_tensors(folder / "weights.safetensors", weights)
-                write_json(folder / "result.json", {"sha256": checksum, "position": asdict(position)})
-        except (OSError, SafetensorError) as error:
-            raise ModelError(
-                f"cannot write the trained weights to {self.folder} ({error}); "
-                "free space there and start again"
-            ) from None
+        self._write("final", position, weights, durable=True)
         for old in self._generations():
             shutil.rmtree(old, ignore_errors=True)
 
@@ -167,17 +149,32 @@ class StateStore:
             ModelError: the result is damaged.
         """
         folder = self.folder / "final"
-        if not folder.is_dir():
-            return None
+        return _read(folder) if folder.is_dir() else None
+
+    def _write(self, name: str, position: Position, tensors: Mapping[str, Tensor], *, durable: bool) -> None:
         try:
-            facts = read_json(folder / "result.json")
-            weights = read_tensors(folder / "weights.safetensors", checksum=facts["sha256"])
-            return Position(**facts["position"]), weights
-        except (ModelError, DataError, KeyError, TypeError) as error:
-            raise ModelError(f"{error}; remove {self.folder} to train again") from None
+            with atomic_folder(self.folder / name, durable=durable) as folder:
+                checksum = write_tensors(folder / _TENSORS, tensors)
+                facts = {"sha256": checksum, "position": asdict(position)}
+                (folder / _FACTS).write_text(json.dumps(facts, allow_nan=False))
+        except OSError as error:
+            raise ModelError(
+                f"cannot write the training state to {self.folder} ({error}); free space there and start "
+                f"again: it goes on from the newest state before step {position.step}"
+            ) from None
 
     def _generations(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)
+
+
+def _read(folder: Path) -> tuple[Position, dict[str, Tensor]]:
+    try:
+        facts = read_json(folder / _FACTS)
+        position = Position(**facts["position"])
+        return position, read_tensors(folder / _TENSORS, checksum=facts["sha256"])
+    except (DataError, KeyError, TypeError, AttributeError) as error:
+        where = f"{folder / _FACTS} is damaged ({error})"
+        raise ModelError(f"{where}; remove {folder.parent} to train again") from None
 
 
 def _lock(descriptor: int, folder: Path) -> None:
