@@ -70,7 +70,8 @@ def fit(
         num_batches: batches of an epoch; None takes what `batches` yields.
         loss: (module, batch) -> scalar tensors; `loss` is minimised, the others are averaged for the history.
             An entry `weight` is the number of terms that the means run over (default: rows), so that unequal
-            parts of a batch add up to the mean over the whole. Randomness must come from torch.
+            parts of a batch add up to the mean over the whole; where it is 0 the means must be finite.
+            Randomness must come from torch's global stream.
         config: how to train.
         state_dir: holds the state and the result; a finished one returns at once.
         evaluate: (module in eval mode, epoch) -> metrics; in the first process only, without gradients.

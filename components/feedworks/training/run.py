@@ -47,6 +47,7 @@ class Run:
         module.to(fabric.device)
         self.model, self.optimizer = fabric.setup(_Loss(module, loss), build_optimizer(module, config))
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.one = torch.ones((), device=fabric.device)
         self.sums = torch.zeros(0, dtype=torch.float64, device=fabric.device)
         self.whole = fabric.world_size == 1 and config.accumulate == 1
         self.saved_s = self.started_s = time.monotonic()
@@ -114,52 +115,42 @@ class Run:
         rate = learning_rate(config, step, self.num_steps or 0)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self.whole:
-            self._add(*self._backward_whole(batch))
-        else:
-            self._add(*self._backward_parts(batch))
+        added = self._backward_whole(batch) if self.whole else self._backward_parts(batch)
+        self.sums = self.sums + added if self.sums.numel() else added
         if config.grad_clip:
             nn.utils.clip_grad_norm_(self.parameters, config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _backward_whole(self, batch: Any) -> tuple[Tensor, Tensor | int]:
+    def _backward_whole(self, batch: Any) -> Tensor:
         terms = self.model(to_device(batch, self.fabric.device))
         weight = terms.pop("weight", None)
         self.fabric.backward(terms["loss"])
-        return self._values(terms), num_rows(batch) if weight is None else weight
+        return self._weighed(terms, num_rows(batch) if weight is None else weight)
 
-    def _backward_parts(self, batch: Any) -> tuple[Tensor, Tensor]:
+    def _backward_parts(self, batch: Any) -> Tensor:
         # Each part adds weight * mean to the gradients; the sum over parts and processes is divided once, by
         # the weight of the whole batch. DDP has taken the mean over processes, hence the factor world.
-        fabric = self.fabric
-        parts = split(
-            batch, rank=fabric.global_rank, world=fabric.world_size, num_parts=self.config.accumulate
-        )
-        total = torch.zeros(0, dtype=torch.float64, device=fabric.device)
+        fabric, num_parts = self.fabric, self.config.accumulate
+        parts = split(batch, rank=fabric.global_rank, world=fabric.world_size, num_parts=num_parts)
+        sums: list[Tensor] = []
         for index, part in enumerate(parts):
             with fabric.no_backward_sync(self.model, enabled=index + 1 < len(parts)):
                 terms = self.model(to_device(part.batch, fabric.device))
-                weight = terms.pop("weight", torch.tensor(float(part.weight), device=fabric.device))
-                weight = weight if part.weight else torch.zeros_like(weight)
+                weight = terms.pop("weight", part.weight) if part.weight else 0
                 fabric.backward(terms["loss"] * weight)
-            added = torch.cat([weight.double().reshape(1), self._values(terms) * weight])
-            total = added if index == 0 else total + added
-        total = fabric.all_reduce(total, reduce_op="sum")
+            sums.append(self._weighed(terms, weight))
+        total: Tensor = fabric.all_reduce(torch.stack(sums).sum(0), reduce_op="sum")
         scale = torch.where(total[0] > 0, fabric.world_size / total[0], 0.0).float()
         torch._foreach_mul_([x.grad for x in self.parameters if x.grad is not None], scale)
-        return total[1:] / total[0], total[0]
+        return total
 
-    def _values(self, terms: dict[str, Tensor]) -> Tensor:
+    def _weighed(self, terms: dict[str, Tensor], weight: Tensor | int) -> Tensor:
+        # The weight, then weight * mean of each term: sums of these over parts give the mean over all.
         if not self.position.names:
             self.position.names = list(terms)
-        return torch.stack([terms[name].detach() for name in self.position.names]).double()
-
-    def _add(self, values: Tensor, weight: Tensor | int) -> None:
-        if not self.sums.numel():
-            self.sums = values.new_zeros(1 + len(values))
-        self.sums[0] += weight
-        self.sums[1:] += values * weight
+        values = [self.one, *(terms[name].detach() for name in self.position.names)]
+        return torch.stack(values).double() * weight
 
     def _means(self) -> dict[str, float]:
         sums = self.sums.tolist()

@@ -11,18 +11,18 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from feedworks.configuration import with_overrides
 from feedworks.training.loop import FitResult, fit
 from feedworks.training.seed import step_generator
 from feedworks.training.settings import TrainConfig
 
-NUM_ROWS, NUM_ITEMS, WIDTH = 200, 30, 16
+NUM_ROWS, NUM_ITEMS, WIDTH = 193, 30, 16  # the last batch of an epoch has one row
 METRIC = "valid/ndcg@10"
 NUM_BATCHES = 7
 BEST_EPOCH = 15
@@ -110,8 +110,10 @@ CONFIG = TrainConfig(
 )
 
 
-def train(state_dir: Path, config: TrainConfig = CONFIG, **changes: Any) -> tuple[Toy, FitResult]:
-    module = Toy()
+def train(
+    state_dir: Path, config: TrainConfig = CONFIG, p_dropout: float = 0.2, **changes: Any
+) -> tuple[Toy, FitResult]:
+    module = Toy(p_dropout)
     arguments: dict[str, Any] = {
         "batches": batches,
         "num_batches": NUM_BATCHES,
@@ -159,8 +161,8 @@ def main() -> None:
         train_with_kills(Path(state_dir), int(rest[0]), int(rest[1]))
     else:
         names = dict(pair.split("=") for pair in rest)
-        config = replace(CONFIG, **{name: type(getattr(CONFIG, name))(text) for name, text in names.items()})
-        train(Path(state_dir), config)
+        p_dropout = float(names.pop("p_dropout", "0.2"))
+        train(Path(state_dir), with_overrides(CONFIG, [f"{k}={v}" for k, v in names.items()]), p_dropout)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+"""Two processes under torchrun, exchanging gradients by gloo."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from feedworks.storage import read_json
+from feedworks.training.checkpoint import read_tensors
+
+from . import toy
+from .toy import CONFIG
+
+EXACT = replace(CONFIG, epochs=6, checkpoint_every_s=1e9)
+
+
+def torchrun(state_dir: Path, *settings: str) -> subprocess.Popen[str]:
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "error",
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.Popen(
+        [*command, toy.__file__, "train", str(state_dir), *settings],
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    with process:
+        printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+    return printed
+
+
+def final(state_dir: Path) -> tuple[dict[str, object], bytes]:
+    position = read_json(state_dir / "final" / "state.json")["position"]
+    del position["seconds"]
+    return position, (state_dir / "final" / "tensors.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_follow_the_loss_curve_of_one(tmp_path, accumulate):
+    settings = ["p_dropout=0", "epochs=6", "checkpoint_every_s=1e9", f"accumulate={accumulate}", "devices=2"]
+    printed = finish(torchrun(tmp_path / "two", *settings))
+    assert printed.count("train: 42/42") == 1, "only the first process shows progress"
+    _, expected = toy.train(tmp_path / "one", EXACT, p_dropout=0.0)
+    found = final(tmp_path / "two")[0]["history"]
+    assert isinstance(found, list)
+    assert len(found) == len(expected.history) == 6
+    for one, two in zip(expected.history, found, strict=True):
+        assert abs(one["train/loss"] - two["train/loss"]) < 1e-5
+        assert one.get(toy.METRIC) == two.get(toy.METRIC)
+    ours = read_tensors(tmp_path / "one" / "final" / "tensors.safetensors")
+    theirs = read_tensors(tmp_path / "two" / "final" / "tensors.safetensors")
+    for name in ("table.weight", "inner.0.weight"):
+        torch.testing.assert_close(theirs[name], ours[name], rtol=1e-3, atol=1e-4)
+
+
+def test_two_killed_processes_end_with_the_same_bits(tmp_path):
+    finish(torchrun(tmp_path / "whole", "epochs=6", "checkpoint_every_s=1e9"))
+    process = torchrun(tmp_path / "killed", "epochs=6")
+    with process:
+        give_up_s = time.monotonic() + 120
+        while not any((tmp_path / "killed").glob("step-00000000[1-9]*")):
+            assert process.poll() is None
+            assert time.monotonic() < give_up_s
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (tmp_path / "killed" / "final").exists()
+    finish(torchrun(tmp_path / "killed", "epochs=6", "checkpoint_every_s=1e9"))
+    assert final(tmp_path / "killed") == final(tmp_path / "whole")
