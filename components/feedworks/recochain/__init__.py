@@ -1,0 +1,1 @@
+"""RecoChain (arXiv 2604.25787): generate semantic IDs under a trie, rerank them with the full history."""

@@ -1,0 +1,74 @@
+"""Commands that need no model: list, help, data, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from .conftest import Command
+
+
+def test_help_is_instant_and_names_every_command(feedworks: Command) -> None:
+    times_s = []
+    for _ in range(3):
+        start_s = time.perf_counter()
+        result = feedworks("--help")
+        times_s.append(time.perf_counter() - start_s)
+    assert result.returncode == 0
+    commands = ["compile", "data", "demo", "list", "report", "run", "serve", "submit"]
+    assert [line.split()[0] for line in result.stdout.partition("Commands:\n")[2].splitlines()] == commands
+    assert min(times_s) < 0.3
+
+
+def test_help_without_words_is_help(feedworks: Command) -> None:
+    assert feedworks().stderr.startswith("Usage: feedworks")
+
+
+def test_list_names_the_papers_with_their_source(feedworks: Command) -> None:
+    assert "recochain    Harmonizing" in feedworks("list").stdout
+    assert "2604.25787" in feedworks("list").stdout
+
+
+def test_synth_validate_and_import(feedworks: Command, tmp_path: Path) -> None:
+    made = feedworks("data", "synth", "--users", "50", "--items", "60", "--seed", "3", "--out", "data")
+    assert (made.returncode, made.stdout) == (0, "wrote data; next: feedworks data validate data\n")
+    assert pq.read_metadata(tmp_path / "data" / "items.parquet").num_rows == 60
+    checked = feedworks("data", "validate", "data", "--report", "report.html")
+    assert checked.returncode == 0, checked.stderr
+    assert (tmp_path / "report.html").read_text().lower().startswith("<!doctype html")
+
+
+def test_a_broken_folder_does_not_validate(feedworks: Command, tmp_path: Path) -> None:
+    feedworks("data", "synth", "--users", "50", "--items", "60", "--out", "data")
+    table = pq.read_table(tmp_path / "data" / "interactions.parquet")
+    pq.write_table(table.drop_columns("item_id"), tmp_path / "data" / "interactions.parquet")
+    result = feedworks("data", "validate", "data")
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "interactions" in result.stderr
+    assert "item_id" in result.stderr
+
+
+def test_data_list_shows_licences(feedworks: Command) -> None:
+    lines = feedworks("data", "list").stdout.splitlines()
+    assert any(line.startswith("amazon_beauty ") and "[" in line for line in lines)
+
+
+def test_report_prints_a_table(feedworks: Command, tmp_path: Path) -> None:
+    metrics = {"test/rerank/recall@5": 0.25, "test/rerank/ndcg@10": 0.125, "test/popularity/recall@5": 0.0625}
+    metrics["test/rerank/recall@5/ci_low"] = 0.2
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    lines = feedworks("report", ".").stdout.splitlines()
+    assert lines[0].split() == ["ndcg@10", "recall@5"]
+    assert lines[1].split() == ["rerank", "0.1250", "0.2500"]
+    assert lines[2].split() == ["popularity", "0.0625"]
+    assert lines[3:] == ["report: report.html", "model: model"]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["data", "--help"], ["run", "--help"], ["submit", "--help"]])
+def test_every_help_works(feedworks: Command, words: list[str]) -> None:
+    assert feedworks(*words).returncode == 0
