@@ -29,9 +29,12 @@ SECOND_US = 1_000_000
 IntArray = npt.NDArray[np.int64]
 
 
-def is_s3rec_folder(folder: Path) -> bool:
-    """Whether `folder` holds `<Name>.txt` beside `<Name>_item2attributes.json`."""
-    return len(_s3rec_names(folder)) == 1
+def s3rec_name(folder: Path) -> str | None:
+    """`<Name>` if `folder` holds just one `<Name>.txt` with its `<Name>_item2attributes.json`, else None."""
+    suffix = "_item2attributes.json"
+    stems = [path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}")]
+    found = [stem for stem in stems if (folder / f"{stem}.txt").is_file()]
+    return found[0] if len(found) == 1 else None
 
 
 def convert_s3rec(folder: Path, out_dir: Path) -> Path:
@@ -43,12 +46,9 @@ def convert_s3rec(folder: Path, out_dir: Path) -> Path:
     Raises:
         DataError: A file is missing or a line is not what the format says; names file and line.
     """
-    found = _s3rec_names(folder)
-    if len(found) != 1:
-        raise DataError(
-            f"{folder}: expected one <Name>.txt with its <Name>_item2attributes.json, found {found or 'none'}"
-        )
-    name = found[0]
+    name = s3rec_name(folder)
+    if name is None:
+        raise DataError(f"{folder}: expected just one <Name>.txt with its <Name>_item2attributes.json")
     users, items, places = _read_sequences(folder / f"{name}.txt")
     attributes = _read_json(folder / f"{name}_item2attributes.json")
     known = np.unique(np.concatenate([items, np.array([int(key) for key in attributes], np.int64)]))
@@ -109,12 +109,6 @@ def convert_reviews(folder: Path, out_dir: Path, *, category: str) -> Path:
 def _write(out_dir: Path, interactions: dict[str, Any], items: dict[str, Any]) -> None:
     write_table(INTERACTIONS, pa.table(interactions), out_dir)
     write_table(ITEMS, pa.table(items), out_dir)
-
-
-def _s3rec_names(folder: Path) -> list[str]:
-    suffix = "_item2attributes.json"
-    stems = sorted(path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}"))
-    return [stem for stem in stems if (folder / f"{stem}.txt").is_file()]
 
 
 def _read_sequences(path: Path) -> tuple[IntArray, IntArray, IntArray]:

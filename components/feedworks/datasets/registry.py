@@ -42,15 +42,54 @@ class DataSet:
     files: tuple[RemoteFile, ...] = ()
 
 
-_MCAULEY = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
 _AMAZON_LICENCE = "no formal licence; distributed by the McAuley lab for research, do not redistribute"
+_MCAULEY = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
+# Addresses with a commit in them cannot change under us.
+_RAW = "https://raw.githubusercontent.com"
+_S3REC = f"{_RAW}/RUCAIBox/CIKM2020-S3Rec/2a81540ae18615d88ef88227b0c066e5b74781e5/data"
+_RDREC = f"{_RAW}/WangXFng/RDRec/4055c3028d3afbd57a0fffd54076825836b7cad7/data"
+_IDGENREC = f"{_RAW}/agiresearch/IDGenRec/a297185aa5b6cd6de9dcf8b8182052ee8e0b3261/rec_datasets"
 
 
-def _amazon_reviews(category: str) -> DataSet:
+def _s3rec(category: str, sums: tuple[str, str], *optional: RemoteFile) -> DataSet:
+    """One category as S3-Rec preprocessed it; `sums` are those of its histories and attributes."""
+    histories, attributes = f"{category}.txt", f"{category}_item2attributes.json"
+    return DataSet(
+        name=f"amazon_{_short(category)}",
+        title=f"Amazon reviews 2014, {category.replace('_', ' ')}, 5-core, as S3-Rec preprocessed them",
+        licence=_AMAZON_LICENCE,
+        citation="Zhou et al., S3-Rec, CIKM 2020, arXiv 2008.07873",
+        detect=lambda folder: amazon.s3rec_name(folder) == category,
+        convert=amazon.convert_s3rec,
+        expects=_s3rec_layout(category),
+        files=(
+            RemoteFile(url=f"{_S3REC}/{histories}", name=histories, sha256=sums[0]),
+            RemoteFile(url=f"{_S3REC}/{attributes}", name=attributes, sha256=sums[1]),
+            *optional,
+        ),
+    )
+
+
+def _s3rec_layout(category: str) -> str:
+    return f"{category}.txt, {category}_item2attributes.json; optional: datamaps.json, item_text_ids.txt"
+
+
+def _s3rec_texts(rdrec_name: str, map_sum: str, idgenrec_name: str, text_sum: str) -> tuple[RemoteFile, ...]:
+    texts = f"{_IDGENREC}/{idgenrec_name}/item_generative_indexing_phase_0.txt"
+    return (
+        RemoteFile(
+            url=f"{_RDREC}/{rdrec_name}/datamaps.json", name="datamaps.json", sha256=map_sum, required=False
+        ),
+        RemoteFile(url=texts, name="item_text_ids.txt", sha256=text_sum, required=False),
+    )
+
+
+def _reviews(category: str) -> DataSet:
+    """One category as the McAuley lab serves it."""
     reviews, meta = f"reviews_{category}_5.json.gz", f"meta_{category}.json.gz"
     return DataSet(
-        name=f"amazon_{category.split('_')[0].lower()}_2014",
-        title=f"Amazon reviews 2014, {category.replace('_', ' ')}, 5-core",
+        name=f"amazon_{_short(category)}_2014",
+        title=f"Amazon reviews 2014, {category.replace('_', ' ')}, 5-core, with times",
         licence=_AMAZON_LICENCE,
         citation="McAuley, Targett, Shi, van den Hengel, SIGIR 2015, arXiv 1506.04757",
         detect=lambda folder: (folder / reviews).is_file(),
@@ -63,19 +102,57 @@ def _amazon_reviews(category: str) -> DataSet:
     )
 
 
+def _short(category: str) -> str:
+    return category.partition("_")[0].lower()
+
+
 _DATA_SETS: tuple[DataSet, ...] = (
-    DataSet(
-        name="amazon_beauty",
-        title="Amazon reviews 2014 in the S3-Rec format (Beauty, or any <Name>.txt of that format)",
-        licence=_AMAZON_LICENCE,
-        citation="Zhou et al., S3-Rec, CIKM 2020, arXiv 2008.07873",
-        detect=amazon.is_s3rec_folder,
-        convert=amazon.convert_s3rec,
-        expects="<Name>.txt, <Name>_item2attributes.json; optional: datamaps.json, item_text_ids.txt",
+    _s3rec(
+        "Beauty",
+        (
+            "226cce9c3105299ca0db9615d7d3fb32b3175e90da43100ae352599f0f0107b8",
+            "129e40f67486f6877eff0f5318cfa8530ee8ac23d8b0d1de04e1bb7a2ba0b2d4",
+        ),
+        *_s3rec_texts(
+            "beauty",
+            "c3386147637538f6d97f7eafffeb4e7180daa0638875bc1d889bbee45ce241a8",
+            "Beauty",
+            "1a90f934fe506747f094b181f791ece593e2f86bb15e5420d910e6de4882b456",
+        ),
     ),
-    _amazon_reviews("Beauty"),
-    _amazon_reviews("Sports_and_Outdoors"),
-    _amazon_reviews("Toys_and_Games"),
+    _s3rec(
+        "Sports_and_Outdoors",
+        (
+            "2a095e0648872beb9982408958290f5d655db5be2911c3756b5446de9f0b8de2",
+            "7fb10733ac4f1811384a52144cdefa7fcc7536fa80a7232c5da9bd789155c34b",
+        ),
+        *_s3rec_texts(
+            "sports",
+            "4746e0d7dada225d8a2191f9002b6a0335c065f5ebbb71cd305f00e2fda9f124",
+            "Sports",
+            "710b6d9b661aebcd065b861e4076f5e3cc66bdd9735e462ca2db90d5cc951593",
+        ),
+    ),
+    # No texts: the public id maps for Toys belong to another numbering (none of the histories agree).
+    _s3rec(
+        "Toys_and_Games",
+        (
+            "176c680c688d497598c4a89a03b402c0fe78d795e5db335c2e78dd5f2d778a3f",
+            "d371acd25101eedac04afc727626464b7acec770c4eda708705d51eb76eb1ad0",
+        ),
+    ),
+    _reviews("Beauty"),
+    _reviews("Sports_and_Outdoors"),
+    _reviews("Toys_and_Games"),
+    DataSet(
+        name="s3rec",
+        title="Any data set in the S3-Rec format",
+        licence="that of the files",
+        citation="Zhou et al., S3-Rec, CIKM 2020, arXiv 2008.07873",
+        detect=lambda folder: amazon.s3rec_name(folder) is not None,
+        convert=amazon.convert_s3rec,
+        expects=_s3rec_layout("<Name>"),
+    ),
 )
 
 

@@ -1,4 +1,5 @@
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from feedworks.contracts.files import read_table, write_table
@@ -37,8 +38,14 @@ def test_written_rows_come_back_in_contract_order_and_type(tmp_path):
     back = read_table(ITEMS, tmp_path)
     assert back.schema.equals(ITEMS.schema)
     assert back.to_pylist()[0] == {"item_id": 1, "vector": None, "text": "a", "external_id": None}
-    assert read_table(ITEMS, tmp_path, ["text"]).column_names == ["text"]
+    assert read_table(ITEMS, tmp_path, ["text", "item_id"]).column_names == ["text", "item_id"]
     assert [p.name for p in tmp_path.iterdir()] == ["items.parquet"], "no partial file stays behind"
+
+
+def test_folders_named_like_partitions_add_no_columns(tmp_path):
+    folder = tmp_path / "user_id=7"
+    write_table(USERS, pa.table({"user_id": [1]}), folder)
+    assert read_table(USERS, folder)["user_id"].to_pylist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +69,9 @@ def test_reading_names_the_table_and_the_reason(tmp_path):
         DataError, match=r"table items: .* is missing; a data folder holds interactions.parquet"
     ):
         read_table(ITEMS, tmp_path)
+    pq.write_table(pa.table({"item_id": [1]}), tmp_path / "items.parquet")
+    with pytest.raises(DataError, match=r"items.parquet lacks columns \['text', 'vector'\]; write it again"):
+        read_table(ITEMS, tmp_path, ["vector", "item_id", "text"])
     (tmp_path / "items.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match=r"table items: cannot read .*; write it again"):
         read_table(ITEMS, tmp_path)

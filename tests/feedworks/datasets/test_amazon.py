@@ -21,7 +21,7 @@ def s3rec(tmp_path):
 
 
 def test_s3rec_files_become_a_data_folder(s3rec, tmp_path):
-    assert amazon.is_s3rec_folder(s3rec)
+    assert amazon.s3rec_name(s3rec) == "Toys"
     folder = amazon.convert_s3rec(s3rec, tmp_path / "data")
     events = read_table(INTERACTIONS, folder).to_pylist()
     assert [(e["user_id"], e["item_id"], e["event_time"].isoformat()) for e in events] == [
@@ -68,7 +68,7 @@ def test_unreadable_s3rec_files_are_named(s3rec, tmp_path):
     with pytest.raises(DataError, match=r"Toys.txt: no lines"):
         amazon.convert_s3rec(s3rec, tmp_path / "data")
     (s3rec / "Toys.txt").unlink()
-    with pytest.raises(DataError, match=r"expected one <Name>.txt"):
+    with pytest.raises(DataError, match=r"expected just one <Name>.txt"):
         amazon.convert_s3rec(s3rec, tmp_path / "data")
 
 

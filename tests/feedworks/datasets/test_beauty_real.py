@@ -1,10 +1,13 @@
 """The real Beauty files against the counts and the popularity figures published for this preprocessing."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
 from feedworks.contracts.files import read_table
 from feedworks.contracts.tables import INTERACTIONS, ITEMS
+from feedworks.datasets import registry
 from feedworks.datasets.folder import open_data
 from feedworks.validation.gate import require_valid
 
@@ -23,6 +26,13 @@ def test_beauty_has_the_published_counts(beauty):
     assert len(events["user_id"].unique()) == 22_363
     assert items["item_id"].to_pylist() == list(range(1, 12_102))
     assert items["external_id"].null_count == items["text"].null_count == 0
+
+
+def test_the_files_are_those_of_the_registry(beauty_folder):
+    files = registry.get("amazon_beauty").files
+    assert len(files) == 4
+    for file in files:
+        assert hashlib.sha256((beauty_folder / file.name).read_bytes()).hexdigest() == file.sha256
 
 
 def test_popularity_gives_the_published_figures(beauty):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from feedworks.datasets.download import SUMS, Patience, fetch
-from feedworks.datasets.registry import DataSet, RemoteFile, get
+from feedworks.datasets.registry import DataSet, RemoteFile, get, names
 from feedworks.errors import DataError
 
 CONTENT = bytes(range(256)) * 4000
@@ -281,21 +281,21 @@ def test_an_optional_file_may_be_absent(server, tmp_path, capsys):
 
 
 def test_a_set_without_address_says_how_to_import_it(tmp_path):
-    with pytest.raises(
-        DataError, match=r"amazon_beauty has no public address; import it from a folder with <Name>"
-    ):
-        fetch(get("amazon_beauty"), tmp_path)
+    with pytest.raises(DataError, match=r"s3rec has no public address; import it from a folder with <Name>"):
+        fetch(get("s3rec"), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_registered_sets_have_usable_addresses():
-    for name in ("amazon_beauty_2014", "amazon_sports_2014", "amazon_toys_2014"):
-        files = get(name).files
-        assert [file.required for file in files] == [True, False]
-        for file in files:
-            assert file.url.startswith("https://")
-            assert file.url.endswith("/" + file.name)
-            assert file.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", file.sha256)
+@pytest.mark.parametrize("name", [name for name in names() if get(name).files])
+def test_the_registered_sets_have_usable_addresses(name):
+    files = get(name).files
+    assert files[0].required
+    assert len({file.name for file in files}) == len(files)
+    for file in files:
+        assert file.url.startswith("https://")
+        commit = re.search(r"/[0-9a-f]{40}/", file.url)
+        assert file.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", file.sha256)
+        assert (commit is not None) == (file.sha256 is not None), "an address that may change is not pinned"
 
 
 FETCH = """

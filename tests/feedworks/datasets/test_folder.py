@@ -29,6 +29,16 @@ def test_raw_files_are_converted_into_the_work_folder(tmp_path):
     assert sorted(p.name for p in raw.iterdir()) == ["Toys.txt", "Toys_item2attributes.json"]
 
 
+@pytest.mark.parametrize("name", registry.names())
+def test_each_data_set_knows_its_own_files_and_no_others(tmp_path, name):
+    files = [file.name for file in registry.get(name).files] or ["Any.txt", "Any_item2attributes.json"]
+    for file in files:
+        (tmp_path / file).touch()
+    found = registry.detect(tmp_path)
+    assert found is not None
+    assert found.name == name
+
+
 def test_an_unknown_source_lists_what_was_expected(tmp_path):
     with pytest.raises(DataError, match="no such folder; give a folder or the word 'synthetic'"):
         open_data(tmp_path / "absent", tmp_path / "work")
@@ -43,10 +53,9 @@ def test_an_unknown_source_lists_what_was_expected(tmp_path):
 
 def test_the_registry_names_its_data_sets():
     assert registry.names() == [
-        "amazon_beauty",
-        "amazon_beauty_2014",
-        "amazon_sports_2014",
-        "amazon_toys_2014",
+        *("amazon_beauty", "amazon_sports", "amazon_toys"),
+        *("amazon_beauty_2014", "amazon_sports_2014", "amazon_toys_2014"),
+        "s3rec",
     ]
     for name in registry.names():
         data_set = registry.get(name)
