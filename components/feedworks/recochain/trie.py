@@ -133,13 +133,14 @@ class Trie:
             raise ModelError("trie: buckets do not fit the last level; assign the semantic IDs again")
         return trie
 
-    def sids(self) -> Tensor:
-        """Return all distinct SIDs in leaf order: int64 (S, L), sorted."""
-        node_S = torch.arange(self.num_sids, device=self.bucket_start.device)
+    def sids(self, leaf_M: Tensor | None = None) -> Tensor:
+        """Return the SID of each leaf, int64 (M, L); without an argument those of all leaves, sorted."""
+        if leaf_M is None:
+            leaf_M = torch.arange(self.num_sids, device=self.bucket_start.device)
         columns = []
         for level in reversed(self.levels):
-            columns.append(level.child_code[node_S].long())
-            node_S = torch.searchsorted(level.child_start, node_S.int(), right=True) - 1
+            columns.append(level.child_code[leaf_M].long())
+            leaf_M = torch.searchsorted(level.child_start, leaf_M.int(), right=True) - 1
         return torch.stack(columns[::-1], dim=1)
 
     def find(self, codes_ML: Tensor) -> Tensor:

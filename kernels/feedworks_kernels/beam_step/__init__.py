@@ -41,7 +41,8 @@ def beam_step(
     the next level. No gradient flows.
 
     Args:
-        logits_BKC: float, finite or -inf. fp64 is computed in fp64, any other float in fp32.
+        logits_BKC: float, finite or -inf (with "children" only the children's logits are read). fp64 is
+            computed in fp64, any other float in fp32.
         score_BK: log-probability of each beam; -inf marks an empty beam, whose other entries are not read.
         node_BK: integer node numbers on this level, 0 for the root.
         child_start: int32 or int64 (num_nodes + 1,), not falling.
@@ -55,7 +56,7 @@ def beam_step(
 
     Raises:
         ValueError: shapes, types, devices or `width` do not fit, or (except on CUDA, where looking costs a
-            wait) a live beam has NaN or +inf logits.
+            wait) a NaN or +inf among the logits that are read for a live beam.
 
     Source: constrained beam search of arXiv 2604.25787 section 3; trie as sparse rows, arXiv 2602.22647.
     """
@@ -74,9 +75,9 @@ def _check(
     width: int,
     normalise: str,
 ) -> None:
-    if logits_BKC.ndim != 3 or not logits_BKC.is_floating_point():
+    if logits_BKC.ndim != 3 or not logits_BKC.is_floating_point() or not logits_BKC.shape[2]:
         raise ValueError(
-            f"logits: expected float (B, K, C), got {logits_BKC.dtype} {tuple(logits_BKC.shape)}"
+            f"logits: expected float (B, K, C) with C >= 1, got {logits_BKC.dtype} {tuple(logits_BKC.shape)}"
         )
     beams = tuple(logits_BKC.shape[:2])
     for name, tensor, is_float in (("score", score_BK, True), ("node", node_BK, False)):

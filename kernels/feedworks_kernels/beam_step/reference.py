@@ -55,14 +55,12 @@ def _children(
     logits_C: Tensor, score: Tensor, node: int, child_start: Tensor, child_code: Tensor, normalise: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores, codes and node numbers of all children of one beam."""
-    if torch.isnan(logits_C).any() or torch.isposinf(logits_C).any():
-        raise ValueError("logits: a live beam holds NaN or +inf; expected finite values or -inf")
     low, high = int(child_start[node]), int(child_start[node + 1])
     nodes = torch.arange(low, high, device=logits_C.device)
     codes = child_code[low:high].long()
-    if normalise == "codebook":
-        log_p = torch.log_softmax(logits_C, dim=0)[codes]
-    else:
-        log_p = torch.log_softmax(logits_C[codes], dim=0)
+    read, wanted = (logits_C, codes) if normalise == "codebook" else (logits_C[codes], slice(None))
+    if not (read < torch.inf).all():
+        raise ValueError("logits: a live beam holds NaN or +inf; expected finite values or -inf")
+    log_p = torch.log_softmax(read, dim=0)[wanted]
     # A softmax over logits that are all -inf is 0/0; such a beam has no possible child.
     return score.to(logits_C.dtype) + log_p.nan_to_num(nan=-torch.inf, neginf=-torch.inf), codes, nodes

@@ -38,7 +38,8 @@ def residual_quantize(x_ND: Tensor, codebooks_LCD: Tensor, *, normalise: bool = 
         nearest by more than 1e-5 * (|r| + |c|)^2 in squared distance.
 
     Raises:
-        ValueError: shapes, types or devices do not fit, or there is no level, no code or no dimension.
+        ValueError: shapes, types or devices do not fit, there is no level, no code or no dimension, or
+            (except on CUDA, where looking costs a wait) `x_ND` or the codebooks hold NaN or inf.
 
     Source: arXiv 2604.25787 section 3 (RQ-Kmeans); residual normalisation as in arXiv 2507.22224 (GRID).
     """
@@ -46,7 +47,10 @@ def residual_quantize(x_ND: Tensor, codebooks_LCD: Tensor, *, normalise: bool = 
     work = torch.float64 if x_ND.dtype == torch.float64 else torch.float32
     with torch.no_grad():
         run = implementation("residual_quantize", x_ND.device)
-        return ResidualCodes(*run(x_ND.to(work), codebooks_LCD.to(work), normalise))
+        result = ResidualCodes(*run(x_ND.to(work), codebooks_LCD.to(work), normalise))
+        if not x_ND.is_cuda:
+            _refuse_nan(result.residual_ND)
+    return result
 
 
 def _check(x_ND: Tensor, codebooks_LCD: Tensor) -> None:
@@ -62,3 +66,10 @@ def _check(x_ND: Tensor, codebooks_LCD: Tensor) -> None:
         raise ValueError(f"codebooks: expected L, C, D >= 1, got {tuple(codebooks_LCD.shape)}")
     if x_ND.device != codebooks_LCD.device:
         raise ValueError(f"x lies on {x_ND.device} and codebooks on {codebooks_LCD.device}: move one of them")
+
+
+def _refuse_nan(residual_ND: Tensor) -> None:
+    """Any NaN or inf that took part is left in the residual. The sum, a quick look, may itself overflow."""
+    if not residual_ND.sum().isfinite() and not residual_ND.isfinite().all():
+        row = int((~residual_ND.isfinite()).any(dim=1).int().argmax())
+        raise ValueError(f"x row {row} or the codebooks hold NaN or inf: expected finite values")
