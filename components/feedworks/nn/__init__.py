@@ -1,0 +1,1 @@
+"""Torch parts that more than one paper uses."""

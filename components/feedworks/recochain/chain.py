@@ -1,0 +1,89 @@
+"""RecoChain (arXiv 2604.25787): all steps in one process, without an orchestrator.
+
+Finished steps are kept under `OUT/work/runs/<key>`, where the key names data, settings and version: the same
+command goes on where it stopped, another one starts afresh, and the results of an earlier run stay in place
+until the new ones are whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import feedworks
+from feedworks.configuration import to_json
+from feedworks.contracts.tables import DATA_FOLDER
+from feedworks.progress import say
+from feedworks.recochain import steps
+from feedworks.recochain.config import RecoChainConfig
+from feedworks.storage import atomic_folder, read_json, write_bytes
+
+
+def run(data_dir: Path, out_dir: Path, cfg: RecoChainConfig) -> dict[str, float]:
+    """Run the whole chain and write OUT/metrics.json, OUT/report.html and, if the gate passes, OUT/model.
+
+    Args:
+        data_dir: a data folder that has passed the validation gate.
+        out_dir: where results and finished steps go.
+        cfg: all settings.
+
+    Returns:
+        the flat metrics.
+
+    Raises:
+        DataError: the data cannot be used.
+        ModelError: training broke down, or a finished step is damaged.
+    """
+    work = out_dir / "work" / "runs" / _key(data_dir, cfg)
+    prepared, tokenizer, sids = work / "prepared", work / "tokenizer", work / "sids"
+    generator, candidates, joint = work / "generator", work / "candidates", work / "joint"
+    sasrec, evaluation, model = work / "sasrec", work / "evaluation", work / "model"
+    _once(prepared, steps.prepare, data_dir, prepared, cfg)
+    _once(tokenizer, steps.fit_tokenizer, prepared, tokenizer, cfg)
+    _once(sids, steps.assign_ids, prepared, tokenizer, sids, cfg)
+    _once(generator, steps.train_generator, prepared, sids, generator, cfg)
+    _once(candidates, steps.mine_candidates, prepared, sids, generator, candidates, cfg)
+    _once(joint, steps.train_joint, prepared, sids, generator, candidates, joint, cfg)
+    _once(sasrec, steps.train_baseline, prepared, sasrec, cfg)
+    _once(evaluation, steps.evaluate, prepared, sids, generator, joint, sasrec, evaluation, cfg)
+    metrics: dict[str, float] = read_json(evaluation / "metrics.json")
+    if steps.passes_gate(metrics, cfg):
+        _once(model, steps.package, prepared, sids, tokenizer, joint, evaluation, model, cfg)
+    publish(evaluation, model if model.exists() else None, out_dir)
+    for other in work.parent.iterdir():
+        if other != work:
+            shutil.rmtree(other, ignore_errors=True)
+    return metrics
+
+
+def publish(evaluation: Path, model: Path | None, out_dir: Path) -> None:
+    """Put the results of a finished run into place; an earlier model goes if the new one failed the gate."""
+    for name in ("metrics.json", "report.html"):
+        write_bytes(out_dir / name, (evaluation / name).read_bytes())
+    if model is None:
+        shutil.rmtree(out_dir / "model", ignore_errors=True)
+        say("the gate kept the model back: see gate.min_gain and test/rerank_gain in metrics.json")
+        return
+    with atomic_folder(out_dir / "model") as folder:
+        shutil.copytree(model, folder, dirs_exist_ok=True)
+
+
+def _once(result: Path, step: Callable[..., Any], *arguments: Any) -> None:
+    if result.exists():
+        say(f"{step.__name__}: already done")
+        return
+    say(f"{step.__name__}: started")
+    say(f"{step.__name__}: {step(*arguments)}"[:300])
+
+
+def _key(data_dir: Path, cfg: RecoChainConfig) -> str:
+    digest = hashlib.sha256(f"{feedworks.__version__}\n{to_json(cfg)}".encode())
+    for table in DATA_FOLDER:
+        path = table.path(data_dir)
+        if path.is_file():
+            with path.open("rb") as file:
+                digest.update(table.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]

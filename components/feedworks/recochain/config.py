@@ -1,0 +1,314 @@
+"""RecoChain (arXiv 2604.25787): every setting, typed, with three named setups.
+
+The paper's public record gives beam, input length and retrieval length only; the other values are ours and
+README.md says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from feedworks.configuration import with_overrides
+from feedworks.errors import ConfigError
+from feedworks.training.settings import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorConfig:
+    """Which item vectors the tokenizer and the search over the history see.
+
+    Attributes:
+        sources: any of `given` (column `vector`), `text` (TF-IDF and SVD) and `collaborative` (co-occurrence
+            in the training split and SVD); several are concatenated.
+        weights: weight of each source in the concatenation, in the order of `sources`.
+        text_width: width of the text vectors.
+        collaborative_width: width of the collaborative vectors.
+        window: largest distance, in events, of two items that count as seen together.
+    """
+
+    sources: tuple[str, ...] = ("given",)
+    weights: tuple[float, ...] = (1.0,)
+    text_width: int = 96
+    collaborative_width: int = 96
+    window: int = 5
+
+    def __post_init__(self) -> None:
+        known = ("given", "text", "collaborative")
+        if not self.sources or any(source not in known for source in self.sources):
+            raise ConfigError(f"vectors.sources={self.sources!r}: expected some of {', '.join(known)}")
+        if len(self.weights) != len(self.sources):
+            raise ConfigError(f"vectors.weights={self.weights!r}: expected {len(self.sources)} numbers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Residual k-means.
+
+    Attributes:
+        levels: L, codes of one semantic ID.
+        codes: C, codes of one level; fewer items than codes lowers it.
+        iterations: Lloyd iterations per level.
+        sample_size: items that the fit looks at.
+        balanced: bound the size of a cluster while fitting.
+        normalise: scale residuals to length 1 before each level.
+    """
+
+    levels: int = 3
+    codes: int = 256
+    iterations: int = 25
+    sample_size: int = 1_000_000
+    balanced: bool = False
+    normalise: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The decoder and what its tokens carry.
+
+    Attributes:
+        width: D.
+        num_layers: blocks of the decoder.
+        num_heads: attention heads.
+        hidden: inner width of SwiGLU.
+        dropout: probability on embeddings, attention and residual branches.
+        item_tokens: the last code of a history item also carries the item's id and vector.
+        similarity_buckets: embedding rows for the cosine between candidate and behaviour.
+    """
+
+    width: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    hidden: int = 256
+    dropout: float = 0.2
+    item_tokens: bool = True
+    similarity_buckets: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Beam search and the search over the history.
+
+    Attributes:
+        beam: K, semantic IDs kept.
+        retrieved: M, most similar behaviours that a candidate brings along.
+        normalise: softmax over the whole codebook, or over the codes that the trie allows.
+        bucket_cap: items that one semantic ID expands to, the most popular first.
+    """
+
+    beam: int = 20
+    retrieved: int = 10
+    normalise: Literal["codebook", "children"] = "children"
+    bucket_cap: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankConfig:
+    """Stage II.
+
+    Attributes:
+        loss: `bce` per candidate, or `listwise` softmax over the candidates of a row.
+        weight: lambda, weight of the ranking loss beside the generation loss.
+        negatives: beam members that a positive is ranked against.
+        positions: targets per user that candidates are mined for, the latest ones.
+        mine_unseen: stage I does not train on the targets that are mined.
+        freeze_backbone: train the rank tokens and the head only.
+    """
+
+    loss: Literal["bce", "listwise"] = "bce"
+    weight: float = 1.0
+    negatives: int = 15
+    positions: int = 1
+    mine_unseen: bool = True
+    freeze_backbone: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SasrecConfig:
+    """The SASRec baseline."""
+
+    width: int = 64
+    num_layers: int = 2
+    num_heads: int = 2
+    dropout: float = 0.5
+    max_history: int = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is reported.
+
+    Attributes:
+        cutoffs: k of recall@k, ndcg@k and mrr@k.
+        monitor_users: validation users that choose the best epoch.
+        sweep_beams: beam widths compared on the validation split; empty for none.
+        sweep_retrieved: retrieval lengths compared there.
+        sweep_users: users of the sweep.
+        bootstrap: resamples behind an interval.
+        batch_size: users scored at once.
+    """
+
+    cutoffs: tuple[int, ...] = (5, 10)
+    monitor_users: int = 4000
+    sweep_beams: tuple[int, ...] = ()
+    sweep_retrieved: tuple[int, ...] = ()
+    sweep_users: int = 4000
+    bootstrap: int = 1000
+    batch_size: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """When a model may be packaged: relative gains of the reranked order over the generated one.
+
+    Attributes:
+        min_gain: least relative gain of recall at the smallest cutoff.
+        max_invalid_rate: largest share of generated semantic IDs that do not exist.
+    """
+
+    min_gain: float = 0.0
+    max_invalid_rate: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoChainConfig:
+    """All settings of one run.
+
+    Attributes:
+        seed: names every random stream of the run.
+        max_history: n, items that the decoder reads.
+        search_history: H, items that the search over the history reads.
+        min_events: users with fewer events are left out; at least 3, for train, validation and test.
+        dedup_consecutive: collapse repeats of one item in a row.
+        user_fraction: share of the users that is kept, for quick runs.
+    """
+
+    seed: int = 0
+    max_history: int = 32
+    search_history: int = 1000
+    min_events: int = 3
+    dedup_consecutive: bool = True
+    user_fraction: float = 1.0
+    vectors: VectorConfig
+    tokenizer: TokenizerConfig
+    model: ModelConfig
+    search: SearchConfig
+    generator: TrainConfig
+    rank: RankConfig
+    joint: TrainConfig
+    sasrec: SasrecConfig
+    sasrec_training: TrainConfig
+    evaluation: EvaluationConfig
+    gate: GateConfig
+
+    def __post_init__(self) -> None:
+        if self.min_events < 3:
+            raise ConfigError(f"min_events={self.min_events}: expected at least 3 (train, validation, test)")
+        if not 0 < self.user_fraction <= 1:
+            raise ConfigError(f"user_fraction={self.user_fraction}: expected a share in (0, 1]")
+
+
+def tiny() -> RecoChainConfig:
+    """Seconds on a laptop: the demo on synthetic events, and the tests."""
+    return RecoChainConfig(
+        max_history=12,
+        vectors=VectorConfig(sources=("given",), weights=(1.0,)),
+        tokenizer=TokenizerConfig(levels=3, codes=16, iterations=10),
+        model=ModelConfig(width=64, num_layers=2, num_heads=2, hidden=128, dropout=0.1),
+        search=SearchConfig(beam=20, retrieved=5),
+        generator=TrainConfig(epochs=6, batch_size=64, lr=3e-3, warmup_steps=50, schedule="cosine"),
+        rank=RankConfig(negatives=15),
+        joint=TrainConfig(epochs=3, batch_size=64, lr=1e-3, warmup_steps=20, schedule="cosine"),
+        sasrec=SasrecConfig(width=32, dropout=0.2),
+        sasrec_training=TrainConfig(epochs=4, batch_size=64, lr=3e-3),
+        evaluation=EvaluationConfig(
+            sweep_beams=(10, 20, 40), sweep_retrieved=(0, 5), sweep_users=300, monitor_users=400
+        ),
+        gate=GateConfig(),
+    )
+
+
+def small() -> RecoChainConfig:
+    """Under an hour on two CPU cores for the Amazon 5-core sets."""
+    return RecoChainConfig(
+        max_history=20,
+        dedup_consecutive=False,
+        vectors=VectorConfig(sources=("text", "collaborative"), weights=(1.0, 1.0)),
+        tokenizer=TokenizerConfig(),
+        model=ModelConfig(),
+        search=SearchConfig(),
+        generator=TrainConfig(
+            epochs=10,
+            batch_size=128,
+            lr=2e-3,
+            weight_decay=0.05,
+            warmup_steps=300,
+            schedule="cosine",
+            grad_clip=1.0,
+        ),
+        rank=RankConfig(),
+        joint=TrainConfig(
+            epochs=3,
+            batch_size=64,
+            lr=5e-4,
+            weight_decay=0.05,
+            warmup_steps=100,
+            schedule="cosine",
+            grad_clip=1.0,
+        ),
+        sasrec=SasrecConfig(),
+        sasrec_training=TrainConfig(epochs=20, batch_size=128, lr=4e-3, eval_every=4),
+        evaluation=EvaluationConfig(sweep_beams=(10, 20, 40), sweep_retrieved=(0, 5, 10, 20)),
+        gate=GateConfig(),
+    )
+
+
+def paper() -> RecoChainConfig:
+    """The published beam 20, input 32 and retrieval 10 with 8,192 codes a level; wants a GPU."""
+    return RecoChainConfig(
+        max_history=32,
+        vectors=VectorConfig(sources=("given",), weights=(1.0,)),
+        tokenizer=TokenizerConfig(codes=8192),
+        model=ModelConfig(width=512, num_layers=8, num_heads=8, hidden=1365, dropout=0.1),
+        search=SearchConfig(),
+        generator=TrainConfig(
+            epochs=10,
+            batch_size=512,
+            lr=1e-3,
+            weight_decay=0.05,
+            warmup_steps=1000,
+            schedule="cosine",
+            grad_clip=1.0,
+            precision="bf16-mixed",
+        ),
+        rank=RankConfig(positions=2),
+        joint=TrainConfig(
+            epochs=2,
+            batch_size=256,
+            lr=3e-4,
+            weight_decay=0.05,
+            warmup_steps=500,
+            schedule="cosine",
+            grad_clip=1.0,
+            precision="bf16-mixed",
+        ),
+        sasrec=SasrecConfig(width=256),
+        sasrec_training=TrainConfig(epochs=20, batch_size=256, lr=1e-3, patience=3),
+        evaluation=EvaluationConfig(sweep_beams=(10, 20, 40), sweep_retrieved=(0, 5, 10, 20)),
+        gate=GateConfig(),
+    )
+
+
+PRESETS: dict[str, Callable[[], RecoChainConfig]] = {"tiny": tiny, "small": small, "paper": paper}
+
+
+def resolve(preset: str, overrides: Sequence[str] = ()) -> RecoChainConfig:
+    """Return a named setup with `key=value` overrides applied.
+
+    Raises:
+        ConfigError: unknown preset or setting (the message lists the known ones), or a bad value.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"unknown preset {preset!r}; known presets: {', '.join(PRESETS)}")
+    return with_overrides(PRESETS[preset](), overrides)

@@ -1,0 +1,251 @@
+"""RecoChain (arXiv 2604.25787): sequences, their splits and the batches of both stages.
+
+The same `history_rows` and `pad_right` build a batch in training, in evaluation and in serving.
+Shape legend: B rows, T history items, K candidates, F items of the full history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from feedworks.errors import DataError
+from feedworks.training.bucketing import length_batches, pad_right
+from feedworks.training.seed import numpy_generator
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+Split = Literal["train", "valid", "test"]
+
+# Leave-one-out: how many of a user's last items a split must not see in the history.
+HELD_OUT: dict[Split, int] = {"train": 2, "valid": 2, "test": 1}
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Item sequences of all users, oldest first: user u has `item[start[u]:start[u + 1]]`."""
+
+    user_id: IntArray
+    start: IntArray
+    item: IntArray
+
+    def __len__(self) -> int:
+        """Number of users."""
+        return len(self.user_id)
+
+    def row(self, user: int) -> IntArray:
+        """All items of one user."""
+        return self.item[self.start[user] : self.start[user + 1]]
+
+    def history(self, user: int, split: Split) -> IntArray:
+        """What a model may know of a user when it is asked for the target of `split`."""
+        return self.item[self.start[user] : self.start[user + 1] - HELD_OUT[split]]
+
+    def histories(self, split: Split) -> list[IntArray]:
+        """`history` of every user."""
+        return [self.history(user, split) for user in range(len(self))]
+
+    def targets(self, split: Literal["valid", "test"]) -> IntArray:
+        """The held-out item of every user: last but one for `valid`, last for `test`."""
+        return self.item[self.start[1:] - HELD_OUT[split]]
+
+    def train_counts(self, num_items: int) -> IntArray:
+        """How often each item stands in the training split."""
+        position = np.arange(len(self.item))
+        end = np.repeat(self.start[1:], np.diff(self.start))
+        return np.bincount(self.item[position < end - HELD_OUT["train"]], minlength=num_items)
+
+
+class Examples(NamedTuple):
+    """Stage II rows: the target at `position` of `user`'s sequence and the beam mined for it.
+
+    The scores are the generator's log-probabilities of the beam's items and of the target.
+    """
+
+    user_N: IntArray
+    position_N: IntArray
+    beam_NK: IntArray
+    score_NK: FloatArray
+    target_score_N: FloatArray
+
+
+class HistoryBatch(NamedTuple):
+    """Stage I: histories padded with -1 on the right, every item also a target."""
+
+    item_BT: Tensor
+
+
+class RankBatch(NamedTuple):
+    """Stage II.
+
+    `item_BT` ends with the target; `length_B` counts the items before it. `candidate_BK` holds the target in
+    column 0 and sampled beam members after it, -1 where there are none; `prior_BK` is the generator's
+    log-probability of each. `past_BF` is the full history.
+    """
+
+    item_BT: Tensor
+    length_B: Tensor
+    candidate_BK: Tensor
+    prior_BK: Tensor
+    past_BF: Tensor
+
+
+def write_sequences(sequences: Sequences, path: Path) -> None:
+    """Write one row per user: user_id, items."""
+    items = pa.ListArray.from_arrays(
+        pa.array(sequences.start, pa.int32()), pa.array(sequences.item, pa.int32())
+    )
+    pq.write_table(pa.table({"user_id": pa.array(sequences.user_id), "items": items}), path)
+
+
+def read_sequences(path: Path) -> Sequences:
+    """Read what `write_sequences` wrote.
+
+    Raises:
+        DataError: the file is missing or not readable.
+    """
+    table = _read(path)
+    items = table["items"].combine_chunks()
+    return Sequences(
+        table["user_id"].to_numpy().astype(np.int64),
+        items.offsets.to_numpy().astype(np.int64),
+        items.values.to_numpy().astype(np.int64),
+    )
+
+
+def write_examples(examples: Examples, path: Path) -> None:
+    """Write one row per example: user, position, beam."""
+    width = examples.beam_NK.shape[1]
+    beam = pa.FixedSizeListArray.from_arrays(pa.array(examples.beam_NK.ravel(), pa.int32()), width)
+    score = pa.FixedSizeListArray.from_arrays(pa.array(examples.score_NK.ravel()), width)
+    columns = {
+        "user": pa.array(examples.user_N),
+        "position": pa.array(examples.position_N),
+        "beam": beam,
+        "score": score,
+        "target_score": pa.array(examples.target_score_N),
+    }
+    pq.write_table(pa.table(columns), path)
+
+
+def read_examples(path: Path) -> Examples:
+    """Read what `write_examples` wrote.
+
+    Raises:
+        DataError: the file is missing or not readable.
+    """
+    table = _read(path)
+    beam, score = (table[name].combine_chunks().flatten().to_numpy() for name in ("beam", "score"))
+    return Examples(
+        table["user"].to_numpy(),
+        table["position"].to_numpy(),
+        beam.astype(np.int64).reshape(len(table), -1),
+        score.reshape(len(table), -1),
+        table["target_score"].to_numpy(),
+    )
+
+
+def history_tensor(histories: Sequence[npt.ArrayLike], max_history: int) -> Tensor:
+    """Stack the latest `max_history` items of each history: int64 (B, T), padded with -1 on the right."""
+    return torch.from_numpy(pad_right([np.asarray(h, dtype=np.int64)[-max_history:] for h in histories]))
+
+
+def generator_batches(
+    sequences: Sequences, *, max_history: int, batch_size: int, seed: int, skip_last: int = 0
+) -> Callable[[int], list[HistoryBatch]]:
+    """Return epoch -> batches of the training split; a long history gives several windows.
+
+    `skip_last` leaves out the latest training items of users who have more than these.
+    """
+    histories = [h[:-skip_last] if 0 < skip_last < len(h) else h for h in sequences.histories("train")]
+    windows = [w for h in histories for w in _windows(h, max_history)]
+    lengths = [len(window) for window in windows]
+
+    def batches(epoch: int) -> list[HistoryBatch]:
+        rng = numpy_generator(seed, "generator", epoch)
+        picked = length_batches(lengths, batch_size, rng)
+        return [HistoryBatch(history_tensor([windows[i] for i in rows], max_history)) for rows in picked]
+
+    return batches
+
+
+def rank_batches(
+    sequences: Sequences,
+    examples: Examples,
+    *,
+    max_history: int,
+    search_history: int,
+    negatives: int,
+    batch_size: int,
+    seed: int,
+) -> Callable[[int], list[RankBatch]]:
+    """Return epoch -> batches of stage II; negatives are drawn anew from the beam in every epoch."""
+    lengths = np.minimum(examples.position_N, max_history)
+
+    def batches(epoch: int) -> list[RankBatch]:
+        rng = numpy_generator(seed, "rank", epoch)
+        out = []
+        for rows in length_batches(lengths, batch_size, rng):
+            past = [sequences.row(examples.user_N[i])[: examples.position_N[i]] for i in rows]
+            target = [sequences.row(examples.user_N[i])[examples.position_N[i]] for i in rows]
+            with_target = [np.append(p[-max_history:], t) for p, t in zip(past, target, strict=True)]
+            candidate, prior = _with_negatives(np.array(target), examples, rows, negatives, rng)
+            out.append(
+                RankBatch(
+                    history_tensor(with_target, max_history + 1),
+                    torch.tensor([len(w) - 1 for w in with_target]),
+                    torch.from_numpy(candidate),
+                    torch.from_numpy(prior),
+                    history_tensor(past, search_history),
+                )
+            )
+        return out
+
+    return batches
+
+
+def rank_positions(sequences: Sequences, positions: int) -> tuple[IntArray, IntArray]:
+    """Return (user, position) of the latest training targets that have a history."""
+    last = np.diff(sequences.start) - HELD_OUT["train"] - 1
+    users, places = [], []
+    for back in range(positions):
+        user = np.flatnonzero(last - back >= 1)
+        users.append(user)
+        places.append(last[user] - back)
+    return np.concatenate(users), np.concatenate(places)
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} cannot be read ({reason}); run the step that writes it again") from None
+
+
+def _windows(history: IntArray, size: int) -> list[IntArray]:
+    # Windows end at the latest item, so that only the oldest one is short.
+    return [history[max(0, end - size) : end] for end in range(len(history), 0, -size)]
+
+
+def _with_negatives(
+    target_B: IntArray, examples: Examples, rows: IntArray, count: int, rng: np.random.Generator
+) -> tuple[IntArray, FloatArray]:
+    beam_BK, score_BK = examples.beam_NK[rows], examples.score_NK[rows]
+    usable_BK = (beam_BK >= 0) & (beam_BK != target_B[:, None])
+    key_BK = np.where(usable_BK, rng.random(beam_BK.shape), np.inf)
+    chosen_BN = np.argsort(key_BK, axis=1, kind="stable")[:, :count]
+    negative_BN = np.take_along_axis(np.where(usable_BK, beam_BK, -1), chosen_BN, axis=1)
+    prior_BN = np.take_along_axis(np.where(usable_BK, score_BK, 0), chosen_BN, axis=1)
+    candidate = np.concatenate((target_B[:, None], negative_BN), axis=1)
+    prior = np.concatenate((examples.target_score_N[rows][:, None], prior_BN), axis=1)
+    return candidate, prior.astype(np.float32)
