@@ -21,9 +21,10 @@ from feedworks.errors import ConfigError
 from feedworks.training.batches import num_rows
 from feedworks.training.checkpoint import load_state
 from feedworks.training.processes import expected_warnings, launch
-from feedworks.training.run import Batches, Evaluate, Loss, Run, expand_tied
+from feedworks.training.run import Batches, Evaluate, Run
 from feedworks.training.settings import TrainConfig
 from feedworks.training.state import Position, StateStore
+from feedworks.training.step import Loss, Stepper, expand_tied
 
 # These change where and how often the run writes, not what it computes.
 _FREE_SETTINGS = ("accelerator", "checkpoint_every_s", "devices")
@@ -84,22 +85,34 @@ def fit(
     """
     store = StateStore(Path(state_dir))
     facts = _facts(module, batches, num_batches, config, monitor if evaluate else "")
-    store.claim(facts)
-    done = store.finished()
-    if done is not None:
-        load_state(module, expand_tied(done[1], module), source=store.folder)
-        module.eval()
-        return _result(done[0])
+    if (done := _finished(store, facts, module)) is not None:
+        return done
     fabric = launch(config)
     with expected_warnings(), store.locked() if fabric.is_global_zero else nullcontext():
+        fabric.barrier()
+        if (done := _finished(store, facts, module)) is not None:
+            return done  # by the run that held the lock until now
         if fabric.is_global_zero:
             store.record(facts)
         per_epoch = num_batches or _length(batches, config)
-        run = Run(module, loss, config, store, fabric, per_epoch)
+        num_steps = config.epochs * per_epoch if per_epoch else None
+        stepper = Stepper(module, loss, config, fabric, num_steps)
+        run = Run(stepper, config, store, fabric, num_steps)
         run.restore()
         run.train(batches, num_batches, evaluate, monitor)
     module.eval()
     return _result(run.position)
+
+
+def _finished(store: StateStore, facts: dict[str, Any], module: nn.Module) -> FitResult | None:
+    store.claim(facts)
+    done = store.finished()
+    if done is None:
+        return None
+    position, weights = done
+    load_state(module, expand_tied(weights, module), source=store.folder)
+    module.eval()
+    return _result(position)
 
 
 def _facts(

@@ -124,22 +124,30 @@ def train(
 
 
 def train_with_kills(state_dir: Path, num_kills: int, seed: int) -> None:
-    """Train in child processes and kill each after a random time, then let one finish.
+    """Train in child processes and kill each after some steps and a bit, then let one finish.
 
-    The parent has imported everything, so the random times fall into the training and not into imports.
+    The bit falls anywhere in a step or in the write of its state. The parent has imported everything, so that
+    the children spend their short lives on training.
     """
     chosen = random.Random(seed)
     for attempt in range(num_kills):
+        target = _newest(state_dir) + chosen.randint(1, 18)
         child = _start(state_dir, attempt)
-        time.sleep(chosen.uniform(0.02, 0.4))
+        while _newest(state_dir) < target and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.001)
+        time.sleep(chosen.uniform(0, 0.01))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):
             sys.exit(f"start {attempt} ended by itself with status {status}")
-        print("killed at", sorted(path.name for path in state_dir.glob("step-*"))[-1:], flush=True)
+        print("killed after step", _newest(state_dir), flush=True)
     _, status = os.waitpid(_start(state_dir, num_kills), 0)
     if status != 0:
         sys.exit(f"the last start failed with status {status}")
+
+
+def _newest(state_dir: Path) -> int:
+    return max((int(path.name.removeprefix("step-")) for path in state_dir.glob("step-*")), default=0)
 
 
 def _start(state_dir: Path, attempt: int) -> int:
