@@ -59,8 +59,8 @@ def read_table(contract: Table, folder: Path, columns: Sequence[str] | None = No
         raise DataError(f"table {contract.name}: {path} is missing; a data folder holds {folder_layout()}")
     wanted = pa.schema([contract.schema.field(name) for name in columns or contract.schema.names])
     try:
-        # Not pq.read_table: given a path it takes `key=value` folders above for columns, and given a Python
-        # file it can abort the interpreter at its exit (apache/arrow#50482, 9 of 14 runs here).
+        # By path: a read through a Python file can abort the interpreter at its exit (apache/arrow#50482;
+        # 9 of 14 runs with pyarrow 26).
         with pq.ParquetFile(path) as file:
             missing = sorted(set(wanted.names) - set(file.schema_arrow.names))
             if missing:

@@ -12,6 +12,8 @@ What is planted, so that a test or a reader can ask whether a model found it:
 * A user returns to a category only after visiting all the other interests, about 20 events later. A model
   that sees a shorter window cannot know the style and must spread its guess over all of them; a ranker that
   searches the whole history for items close to the candidate finds the style of the earlier visit.
+  At the default size a table of next-item counts has Recall@5 0.51; its first 20 candidates, put in order by
+  closeness to the history, have 0.68.
 * Users belong to segments that prefer different categories; within a category the first doors into the chain
   are the popular ones. One event in twenty is noise.
 """

@@ -14,6 +14,7 @@ import pyarrow as pa
 from feedworks.contracts.expectations import import_gx, suite
 from feedworks.contracts.tables import INTERACTIONS, ITEMS, USERS, Table
 from feedworks.errors import DataError
+from feedworks.progress import say
 from feedworks.validation.measure import Measured, measure
 from feedworks.validation.report import write_report
 from feedworks.validation.result import Check, GateResult
@@ -26,6 +27,8 @@ ORDER = (ITEMS, USERS, INTERACTIONS)
 
 def validate_folder(data_dir: Path, report_path: Path | None = None) -> GateResult:
     """Checks every table of a data folder against its contract; nothing is raised for bad data.
+
+    Says on stderr what it looks at, and each warning.
 
     Args:
         data_dir: The data folder.
@@ -41,8 +44,11 @@ def validate_folder(data_dir: Path, report_path: Path | None = None) -> GateResu
     checks: list[Check] = []
     for contract in ORDER:
         if contract.required or contract.path(data_dir).exists():
+            say(f"validating {contract.path(data_dir)}")
             checks += _check_table(contract, data_dir, rows, known)
     result = GateResult(rows=rows, checks=tuple(checks))
+    for warning in result.warnings:
+        say(f"warning: {warning.sentence()}")
     if report_path is not None:
         write_report(result, data_dir, report_path)
     return result
@@ -69,8 +75,7 @@ def _check_table(
         return opened.checks
     with opened.file as file:
         rows[contract.name] = file.metadata.num_rows
-        references = {c.refers_to for c in contract.columns if c.refers_to}
-        if not opened.usable or not references <= set(known):
+        if not opened.usable:
             return opened.checks
         try:
             measured = measure(contract, batches(file, contract), known)

@@ -34,7 +34,7 @@ def measure(contract: Table, batches: Iterable[pa.RecordBatch], known: Mapping[s
     Args:
         contract: The table.
         batches: Its rows in contract types, at least one batch.
-        known: For each table name that a column of this one refers to, the ids which that table has.
+        known: The ids of each table that could be read, by table name.
     """
     parts = [_measure_batch(contract, batch, known) for batch in batches]
     frame = pd.concat(parts, ignore_index=True)
@@ -56,7 +56,8 @@ def _measure_batch(contract: Table, batch: pa.RecordBatch, known: Mapping[str, I
             columns[f"{column.name}.width"] = np.where(present_N, width_N, np.nan)
             columns[f"{column.name}.num_bad"] = np.where(present_N, _num_bad(values), np.nan)
         if column.refers_to is not None:
-            ids = pa.array(known[column.refers_to])
+            # A table that cannot be read has failed by itself; its absence says nothing of this one.
+            ids = pa.array(known[column.refers_to]) if column.refers_to in known else values
             columns[f"{column.name}.known"] = pc.is_in(values, value_set=ids).to_numpy(zero_copy_only=False)
     return pd.DataFrame(columns)
 

@@ -1,3 +1,4 @@
+import collections
 import itertools
 import time
 
@@ -109,6 +110,28 @@ def test_the_far_history_tells_the_style_and_the_short_window_does_not(folder):
     assert len(far_hits) > 20
     assert np.mean(far_hits) > 0.6
     assert np.mean(near_hits) < 0.4
+
+
+def test_reordering_by_the_far_history_gives_the_recall_that_the_docstring_promises(tmp_path):
+    folder = write_synthetic(tmp_path).folder
+    style_N, _, vectors_ND = styles_and_vectors(folder)
+    train_and_target = [(items[:-2], items[:-1], items[-1]) for items in histories(folder).values()]
+    counts = collections.defaultdict(collections.Counter)
+    for train, _, _ in train_and_target:
+        for now, after in itertools.pairwise(train):
+            counts[now][after] += 1
+    before, after = [], []
+    for _, past, target in train_and_target:
+        candidates = [item for item, _ in counts[past[-1]].most_common(20)]
+        closeness = (vectors_ND[np.array(candidates) - 1] @ vectors_ND[past - 1].T).max(axis=1)
+        scores = [
+            counts[past[-1]][item] * (1 if style_N[item - 1] is None else 6 if close > 0.9 else 0.1)
+            for item, close in zip(candidates, closeness, strict=True)
+        ]
+        before.append(target in candidates[:5])
+        after.append(target in [candidates[i] for i in np.argsort(-np.array(scores))[:5]])
+    assert np.mean(before) == pytest.approx(0.51, abs=0.01)
+    assert np.mean(after) == pytest.approx(0.68, abs=0.01)
 
 
 @pytest.mark.parametrize(("num_items", "num_users"), [(8, 1), (9, 3), (16, 2), (63, 5), (100, 5), (501, 5)])

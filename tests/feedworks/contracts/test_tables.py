@@ -42,12 +42,6 @@ def test_written_rows_come_back_in_contract_order_and_type(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["items.parquet"], "no partial file stays behind"
 
 
-def test_folders_named_like_partitions_add_no_columns(tmp_path):
-    folder = tmp_path / "user_id=7"
-    write_table(USERS, pa.table({"user_id": [1]}), folder)
-    assert read_table(USERS, folder)["user_id"].to_pylist() == [1]
-
-
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

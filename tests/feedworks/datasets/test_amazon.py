@@ -2,6 +2,8 @@ import gzip
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from feedworks.contracts.files import read_table
 from feedworks.contracts.tables import INTERACTIONS, ITEMS
@@ -70,6 +72,27 @@ def test_unreadable_s3rec_files_are_named(s3rec, tmp_path):
     (s3rec / "Toys.txt").unlink()
     with pytest.raises(DataError, match=r"expected just one <Name>.txt"):
         amazon.convert_s3rec(s3rec, tmp_path / "data")
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    histories=st.dictionaries(
+        st.integers(0, 2**40), st.lists(st.integers(0, 2**40), min_size=1, max_size=6), min_size=1, max_size=6
+    )
+)
+def test_every_history_comes_back_in_its_order(tmp_path, histories):
+    lines = [" ".join(map(str, [user, *items])) for user, items in histories.items()]
+    (tmp_path / "Any.txt").write_text("\n".join(lines))
+    (tmp_path / "Any_item2attributes.json").write_text("{}")
+    folder = amazon.convert_s3rec(tmp_path, tmp_path / "data")
+    back: dict[int, list[int]] = {}
+    events = read_table(INTERACTIONS, folder)
+    for event in events.sort_by([("event_time", "ascending")]).to_pylist():
+        back.setdefault(event["user_id"], []).append(event["item_id"])
+    assert back == histories
+    assert events.sort_by([("user_id", "ascending"), ("event_time", "ascending")]).equals(events)
+    known = read_table(ITEMS, folder)["item_id"].to_pylist()
+    assert known == sorted({item for items in histories.values() for item in items})
 
 
 DAY = 86_400

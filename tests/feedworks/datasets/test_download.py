@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,6 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from feedworks.datasets.download import SUMS, Patience, fetch
 from feedworks.datasets.registry import DataSet, RemoteFile, get, names
@@ -133,6 +136,20 @@ def test_a_transfer_that_breaks_off_goes_on_where_it_stopped(server, tmp_path, c
     assert (folder / "data.bin").read_bytes() == CONTENT
     assert server.requests == [None, "bytes=300000-", "bytes=600000-", "bytes=900000-"]
     assert "going on at byte 300,000" in capsys.readouterr().err
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut_after=st.integers(0, len(CONTENT)), cuts=st.integers(0, 3), part=st.integers(0, len(CONTENT)))
+def test_wherever_it_breaks_the_file_is_whole_in_the_end(server, tmp_path, cut_after, cuts, part):
+    shutil.rmtree(tmp_path / "tiny", ignore_errors=True)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "data.bin.part").write_bytes(CONTENT[:part])
+    (tmp_path / "tiny" / "data.bin.part.validator").write_text('"one"')
+    server.cut_after, server.cuts = cut_after, cuts
+    patience = Patience(attempts=5, first_wait_s=0.001, timeout_s=5)
+    folder = fetch(data_set(server), tmp_path, patience=patience)
+    assert (folder / "data.bin").read_bytes() == CONTENT
+    assert not list(folder.glob("*.part*"))
 
 
 def test_a_later_run_goes_on_where_an_earlier_one_gave_up(server, tmp_path):

@@ -190,7 +190,7 @@ def test_vectors_without_numbers(folder):
     assert f"{NUM_ITEMS} of {NUM_ITEMS} rows do not have 1 numbers like most" in message(folder)
 
 
-def test_no_vectors_at_all_are_fine_and_some_missing_ones_a_warning(folder):
+def test_no_vectors_at_all_are_fine_and_some_missing_ones_a_warning(folder, capsys):
     set_rows(folder, ITEMS, "vector", {3: None})
     (warning,) = require_valid(folder).warnings
     assert (warning.table, warning.column, warning.count, warning.severity) == (
@@ -198,6 +198,10 @@ def test_no_vectors_at_all_are_fine_and_some_missing_ones_a_warning(folder):
         "vector",
         1,
         "warning",
+    )
+    shown = capsys.readouterr().err
+    assert (
+        f"warning: table items, column vector: 1 of {NUM_ITEMS} rows are null while others are not" in shown
     )
     replace(folder, ITEMS, "vector", [None] * NUM_ITEMS)
     assert require_valid(folder).warnings == ()
@@ -266,6 +270,15 @@ def test_events_of_unknown_items(folder):
     assert "rows are not in table items (row 0: " in text
 
 
+def test_a_broken_table_does_not_hide_what_is_wrong_with_the_next(folder):
+    ITEMS.path(folder).write_bytes(b"")
+    set_rows(folder, INTERACTIONS, "user_id", {0: -1})
+    text = message(folder)
+    assert "table items: is empty" in text
+    assert "table interactions, column user_id: 1 of " in text
+    assert "are not in table items" not in text
+
+
 def test_a_missing_folder(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         validate_folder(tmp_path / "absent")
@@ -290,7 +303,7 @@ def test_order_holds_across_the_borders_of_row_groups(folder, monkeypatch):
     assert "row 3: " in message(folder)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_counts_are_those_of_a_brute_force_look(tmp_path, data):
     """Random small event tables: nulls, negatives, duplicates, order and references counted row by row."""
