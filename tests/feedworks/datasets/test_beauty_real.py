@@ -15,6 +15,14 @@ pytestmark = pytest.mark.real_data
 
 
 @pytest.fixture(scope="module")
+def beauty_folder(real_data):
+    folder = real_data / "amazon_beauty"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}")
+    return folder
+
+
+@pytest.fixture(scope="module")
 def beauty(beauty_folder, tmp_path_factory):
     return open_data(beauty_folder, tmp_path_factory.mktemp("beauty"))
 

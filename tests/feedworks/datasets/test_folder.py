@@ -20,13 +20,40 @@ def test_a_data_folder_is_returned_as_it_is(tmp_path):
 
 
 def test_raw_files_are_converted_into_the_work_folder(tmp_path):
-    raw = tmp_path / "raw"
-    raw.mkdir()
-    (raw / "Toys.txt").write_text("1 2 3\n")
-    (raw / "Toys_item2attributes.json").write_text("{}")
+    raw = raw_toys(tmp_path)
     assert open_data(raw, tmp_path / "work") == tmp_path / "work"
     assert read_table(ITEMS, tmp_path / "work")["item_id"].to_pylist() == [2, 3]
     assert sorted(p.name for p in raw.iterdir()) == ["Toys.txt", "Toys_item2attributes.json"]
+
+
+def raw_toys(tmp_path, text="1 2 3\n"):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "Toys.txt").write_text(text)
+    (raw / "Toys_item2attributes.json").write_text("{}")
+    return raw
+
+
+def test_no_table_of_earlier_data_stays_among_the_new_ones(tmp_path):
+    open_data("synthetic", tmp_path / "work")
+    assert (tmp_path / "work" / "users.parquet").exists()
+    open_data(raw_toys(tmp_path), tmp_path / "work")
+    assert sorted(p.name for p in (tmp_path / "work").iterdir()) == ["interactions.parquet", "items.parquet"]
+
+
+def test_earlier_data_stay_when_the_new_ones_are_broken(tmp_path):
+    open_data("synthetic", tmp_path / "work")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "work").iterdir()}
+    with pytest.raises(DataError, match=r"Toys.txt, line 1"):
+        open_data(raw_toys(tmp_path, text="1 x\n"), tmp_path / "work")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "work").iterdir()} == before
+
+
+def test_a_work_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"holds other files \(thesis.txt\)"):
+        open_data("synthetic", tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 @pytest.mark.parametrize("name", registry.names())
