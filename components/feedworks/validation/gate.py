@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow as pa
 
 from feedworks.contracts.expectations import import_gx, suite
 from feedworks.contracts.tables import INTERACTIONS, ITEMS, USERS, Table
@@ -18,7 +17,7 @@ from feedworks.progress import say
 from feedworks.validation.measure import Measured, measure
 from feedworks.validation.report import write_report
 from feedworks.validation.result import Check, GateResult
-from feedworks.validation.structure import batches, open_table, unreadable
+from feedworks.validation.structure import BROKEN, batches, open_table, unreadable
 
 MAX_EXAMPLES = 5
 # A table after those that it refers to.
@@ -79,7 +78,7 @@ def _check_table(
             return opened.checks
         try:
             measured = measure(contract, batches(file, contract), known)
-        except (pa.ArrowException, OSError) as error:
+        except BROKEN as error:
             return [*opened.checks, unreadable(contract, error, file.metadata.num_rows)]
     if len(contract.key) == 1:
         known[contract.name] = measured.frame[contract.key[0]].dropna().to_numpy(np.int64)

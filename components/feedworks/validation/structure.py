@@ -13,6 +13,9 @@ from feedworks.contracts.files import ROW_GROUP_ROWS, folder_layout
 from feedworks.contracts.tables import Table
 from feedworks.validation.result import Check
 
+# What pyarrow raises for a damaged file; a damaged column name is a UnicodeDecodeError.
+BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError)
+
 
 class Opened(NamedTuple):
     """An open table, or None in its place if it cannot be read, with the checks made so far."""
@@ -37,27 +40,32 @@ def open_table(contract: Table, folder: Path) -> Opened:
         return Opened(None, [_check(contract, "file", "is empty (0 bytes)", "write the file again")])
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
+        schema = file.schema_arrow
+    except BROKEN as error:
         problem = f"is truncated or no parquet file ({num_bytes:,} bytes; {_reason(error)})"
         return Opened(None, [_check(contract, "file", problem, "write or copy the file again")])
     num_rows = file.metadata.num_rows
     if num_rows == 0:
         return Opened(file, [_check(contract, "rows", "has 0 rows", "write the table with its rows")])
-    return Opened(file, list(_column_checks(contract, file.schema_arrow, num_rows)))
+    return Opened(file, list(_column_checks(contract, schema, num_rows)))
 
 
 def batches(file: pq.ParquetFile, contract: Table) -> Iterator[pa.RecordBatch]:
     """The contract's columns of an open table, a bounded number of rows at a time, in contract types.
 
     Raises:
-        pa.ArrowException: A page is corrupt.
+        pa.ArrowException: A page is corrupt, or there are not as many rows as the footer says.
         OSError: A page is corrupt.
     """
+    num_rows = 0
     for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=contract.schema.names):
         # Nulls where the contract forbids them are the next checks' business, so they must survive the cast.
         yield pa.RecordBatch.from_arrays(
             [batch.column(c.name).cast(c.type) for c in contract.columns], names=contract.schema.names
         )
+        num_rows += batch.num_rows
+    if num_rows != file.metadata.num_rows:
+        raise pa.ArrowInvalid(f"{num_rows:,} rows found, the footer says {file.metadata.num_rows:,}")
 
 
 def unreadable(contract: Table, error: Exception, num_rows: int) -> Check:

@@ -1,7 +1,9 @@
 """Every way in which a data folder can be bad stops at the gate, which says table, column, count and mend."""
 
+import contextlib
 import datetime
 import itertools
+import random
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from feedworks.contracts.synthetic import write_synthetic
 from feedworks.contracts.tables import DATA_FOLDER, INTERACTIONS, ITEMS, USERS, Table
 from feedworks.errors import DataError
 from feedworks.validation.gate import require_valid, validate_folder
+from feedworks.validation.structure import BROKEN, batches, open_table
 
 NUM_ITEMS = 60
 
@@ -109,6 +112,25 @@ def test_a_flipped_byte_inside_a_page(folder):
     path.write_bytes(bytes(content))
     assert "table items: has corrupt pages (" in message(folder)
     assert f"in all {NUM_ITEMS} rows; write or copy the file again" in message(folder)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_damage_is_told_as_damage_or_does_none(folder, seed):
+    """Flips bits, most of them in the footer, where no checksum guards them."""
+    rng = random.Random(seed)
+    table = rng.choice(DATA_FOLDER)
+    content = bytearray(table.path(folder).read_bytes())
+    for _ in range(rng.choice([1, 1, 3])):
+        content[rng.randrange(rng.choice([0, int(len(content) * 0.8)]), len(content))] ^= 1 << rng.randrange(
+            8
+        )
+    table.path(folder).write_bytes(bytes(content))
+    opened = open_table(table, folder)
+    if opened.file is not None:
+        with opened.file as file:
+            if opened.usable:
+                with contextlib.suppress(*BROKEN):
+                    assert sum(batch.num_rows for batch in batches(file, table)) == file.metadata.num_rows
 
 
 @pytest.mark.parametrize(
