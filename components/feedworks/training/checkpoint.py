@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from feedworks.errors import DataError, ModelError
@@ -122,13 +122,13 @@ def read_tensors(path: str | Path, *, checksum: str | None = None) -> dict[str, 
     """
     source = Path(path)
     try:
-        if checksum is not None:
-            found = _sha256(source)
-            if found != checksum:
-                raise ModelError(
-                    f"{source} is damaged (sha256 {found[:12]}, expected {checksum[:12]}); make it again"
-                )
-        return load_file(source)
+        # Read into memory, not mapped: the file may be replaced or removed while the tensors are in use.
+        content = source.read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+        if checksum not in (None, found):
+            wanted = f"sha256 {found[:12]}, expected {str(checksum)[:12]}"
+            raise ModelError(f"{source} is damaged ({wanted}); make it again")
+        return load(content)
     except FileNotFoundError:
         raise ModelError(f"{source} is missing; run the step that writes it") from None
     except (SafetensorError, OSError) as error:

@@ -60,7 +60,7 @@ def final(state_dir: Path) -> tuple[dict[str, object], bytes]:
     return position, (state_dir / "final" / "tensors.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_processes_follow_the_loss_curve_of_one(tmp_path, accumulate):
     settings = ["p_dropout=0", "epochs=6", "checkpoint_every_s=1e9", f"accumulate={accumulate}", "devices=2"]
     printed = finish(torchrun(tmp_path / "two", *settings))
@@ -78,6 +78,7 @@ def test_two_processes_follow_the_loss_curve_of_one(tmp_path, accumulate):
         torch.testing.assert_close(theirs[name], ours[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 def test_two_killed_processes_end_with_the_same_bits(tmp_path):
     finish(torchrun(tmp_path / "whole", "epochs=6", "checkpoint_every_s=1e9"))
@@ -93,3 +94,19 @@ def test_two_killed_processes_end_with_the_same_bits(tmp_path):
     assert not (tmp_path / "killed" / "final").exists()
     finish(torchrun(tmp_path / "killed", "epochs=6", "checkpoint_every_s=1e9"))
     assert final(tmp_path / "killed") == final(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_processes_that_see_different_states_are_refused(tmp_path):
+    def loss(module, batch):
+        if module.num_calls == 3:
+            raise KeyboardInterrupt
+        return toy.loss(module, batch)
+
+    settings = replace(EXACT, checkpoint_every_s=0)
+    with pytest.raises(KeyboardInterrupt):
+        toy.train(tmp_path / "0", settings, loss=loss)
+    with torchrun(tmp_path / "{rank}", "epochs=6") as process:
+        printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 1
+    assert "ConfigError: processes see different states in" in printed

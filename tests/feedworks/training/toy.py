@@ -163,6 +163,7 @@ def _start(state_dir: Path, attempt: int) -> int:
 
 def main() -> None:
     command, state_dir, *rest = sys.argv[1:]
+    state_dir = state_dir.format(rank=os.environ.get("RANK"))
     if command == "kills":
         import lightning.fabric  # noqa: F401  the children must not spend their short lives on it
 
