@@ -29,6 +29,15 @@ def repeat_recent(histories: Sequence[IntArray], k: int) -> IntArray:
     return ranked
 
 
+def without_seen(ranked_UK: IntArray, histories: Sequence[IntArray]) -> IntArray:
+    """Take the items of each user's history out of the user's ranked list and close the gaps."""
+    kept = np.full_like(ranked_UK, -1)
+    for row, (ranked, history) in enumerate(zip(ranked_UK, histories, strict=True)):
+        left = ranked[~np.isin(ranked, history)]
+        kept[row, : len(left)] = left
+    return kept
+
+
 class ItemKNN:
     """Cosine over co-occurrence in users' training histories; a user's score is the sum over the history.
 

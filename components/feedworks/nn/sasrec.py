@@ -47,7 +47,8 @@ class SASRec(nn.Module):
         length = item_BT.shape[1]
         x_BTD = self.item(item_BT.clamp_min(0)) + self.position.weight[:length]
         mask = nn.Transformer.generate_square_subsequent_mask(length, device=item_BT.device)
-        return self.layers(self.dropout(x_BTD), mask=mask, is_causal=True)
+        states_BTD: Tensor = self.layers(self.dropout(x_BTD), mask=mask, is_causal=True)
+        return states_BTD
 
     def loss(self, item_BT: Tensor, target_BT: Tensor) -> Tensor:
         """Mean cross-entropy over the positions whose target is not -1."""

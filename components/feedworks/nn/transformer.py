@@ -90,14 +90,15 @@ class Attention(nn.Module):
         flat_BHFE = scaled_BKHQE.transpose(1, 2).flatten(2, 3)  # F = K * Q
         past_BHFT = flat_BHFE @ prefix.key.transpose(-1, -2)
         past_BHFT = past_BHFT + _padding_bias(length_B, prefix.key)
-        past_BKHQT = past_BHFT.unflatten(2, (num_branches, num_new)).transpose(1, 2)
+        past_BKHQT = past_BHFT.reshape(*past_BHFT.shape[:2], num_branches, num_new, -1).transpose(1, 2)
         own_BKHQS = scaled_BKHQE @ own.key.transpose(-1, -2)
         own_BKHQS = own_BKHQS + _causal_bias(num_new, own.key)
         weight = torch.cat((past_BKHQT, own_BKHQS), dim=-1).softmax(dim=-1)
         weight = F.dropout(weight, self.dropout, self.training)
-        past_weight, own_weight = weight.split((prefix.key.shape[2], own.key.shape[3]), dim=-1)
+        past_weight, own_weight = weight.tensor_split((prefix.key.shape[2],), dim=-1)
         past_BHFE = past_weight.transpose(1, 2).flatten(2, 3) @ prefix.value
-        y_BKHQE = past_BHFE.unflatten(2, (num_branches, num_new)).transpose(1, 2) + own_weight @ own.value
+        past_BHKQE = past_BHFE.reshape(*past_BHFE.shape[:2], num_branches, num_new, -1)
+        y_BKHQE = past_BHKQE.transpose(1, 2) + own_weight @ own.value
         return self.out(y_BKHQE.transpose(2, 3).flatten(3)), own
 
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -135,7 +136,8 @@ class Block(nn.Module):
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
-        return x + self.dropout(self.down(F.silu(gate) * up))
+        added: Tensor = self.dropout(self.down(F.silu(gate) * up))
+        return x + added
 
 
 class Decoder(nn.Module):
@@ -190,6 +192,7 @@ class Decoder(nn.Module):
         position_BKQ = prefix.length_B[:, None, None] + new_Q
         caches = []
         for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             own = None if branch is None else branch[index]
             x_BKQD, cache = block.extend(x_BKQD, position_BKQ, prefix.layers[index], prefix.length_B, own)
             caches.append(cache)

@@ -19,7 +19,7 @@ from feedworks.recochain.trie import Trie
 from feedworks.training.checkpoint import read_tensors, save_tensors
 
 FILE = "catalogue.safetensors"
-_COLUMNS = ("item_id_N", "code_NL", "vector_NV", "count_N", "node_NL")
+_COLUMNS = ("item_id_N", "code_NL", "vector_NV", "count_N", "node_NL", "log_share_N")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,8 @@ class Catalogue:
         vector_NV: item vectors of length 1 (or 0 where an item has none).
         count_N: events in the training split.
         node_NL: the trie node that an item's path stands on before each of its codes.
+        log_share_N: log of the item's share in its bucket's training events, each item counted once more:
+            what an item's probability is, given its semantic ID.
         trie: the set of existing semantic IDs.
         num_known: items that were there in training; `with_unseen` appends others.
     """
@@ -41,6 +43,7 @@ class Catalogue:
     vector_NV: Tensor
     count_N: Tensor
     node_NL: Tensor
+    log_share_N: Tensor
     trie: Trie
     num_known: int
 
@@ -51,12 +54,14 @@ class Catalogue:
         """Index the semantic IDs of all items."""
         trie = Trie.build(code_NL, num_codes)
         node_N = trie.find(code_NL)
+        log_share_N = _log_share(node_N, count_N, trie.num_sids)
         nodes = []
         for level in reversed(trie.levels):
             node_N = torch.searchsorted(level.child_start, node_N.int(), right=True) - 1
             nodes.append(node_N)
         node_NL = torch.stack(nodes[::-1], dim=1)
-        return cls(item_id_N, code_NL, vector_NV, count_N, node_NL, trie=trie, num_known=len(code_NL))
+        known = len(code_NL)
+        return cls(item_id_N, code_NL, vector_NV, count_N, node_NL, log_share_N, trie, known)
 
     @property
     def num_codes(self) -> int:
@@ -90,12 +95,14 @@ class Catalogue:
             raise ModelError(
                 f"{folder / FILE}: tensor {error} is missing; assign semantic IDs again"
             ) from None
-        return cls(*columns, trie=Trie.from_tensors(trie), num_known=len(columns[0]))
+        item_id_N, code_NL, vector_NV, count_N, node_NL, log_share_N = columns
+        index, known = Trie.from_tensors(trie), len(item_id_N)
+        return cls(item_id_N, code_NL, vector_NV, count_N, node_NL, log_share_N, index, known)
 
     def to(self, device: torch.device | str) -> Catalogue:
         """Return the same catalogue on `device`."""
-        columns = (getattr(self, name).to(device) for name in _COLUMNS)
-        return Catalogue(*columns, trie=self.trie.to(device), num_known=self.num_known)
+        moved: dict[str, Tensor] = {name: getattr(self, name).to(device) for name in _COLUMNS}
+        return Catalogue(**moved, trie=self.trie.to(device), num_known=self.num_known)
 
     def with_unseen(self, item_id_M: Tensor, code_ML: Tensor, vector_MV: Tensor) -> Catalogue:
         """Append items that may stand in a history but are never recommended."""
@@ -105,6 +112,13 @@ class Catalogue:
             torch.cat((self.vector_NV, F.normalize(vector_MV, dim=1))),
             torch.cat((self.count_N, torch.zeros_like(item_id_M))),
             torch.cat((self.node_NL, torch.zeros_like(code_ML))),
+            torch.cat((self.log_share_N, torch.zeros_like(vector_MV[:, 0]))),
             trie=self.trie,
             num_known=self.num_known,
         )
+
+
+def _log_share(leaf_N: Tensor, count_N: Tensor, num_sids: int) -> Tensor:
+    weight_N = count_N.float() + 1
+    total_S = torch.zeros(num_sids).index_add_(0, leaf_N, weight_N)
+    return (weight_N / total_S[leaf_N]).log()

@@ -26,6 +26,7 @@ class VectorConfig:
         text_width: width of the text vectors.
         collaborative_width: width of the collaborative vectors.
         window: largest distance, in events, of two items that count as seen together.
+        shift: negatives of the co-occurrence model; larger values keep only surprising pairs.
     """
 
     sources: tuple[str, ...] = ("given",)
@@ -33,6 +34,7 @@ class VectorConfig:
     text_width: int = 96
     collaborative_width: int = 96
     window: int = 5
+    shift: float = 10.0
 
     def __post_init__(self) -> None:
         known = ("given", "text", "collaborative")
@@ -182,6 +184,8 @@ class RecoChainConfig:
         min_events: users with fewer events are left out; at least 3, for train, validation and test.
         dedup_consecutive: collapse repeats of one item in a row.
         user_fraction: share of the users that is kept, for quick runs.
+        exclude_seen: never rank items of the user's own history, under any method; right where nobody takes
+            an item twice (reviews), wrong where people come back (clicks).
     """
 
     seed: int = 0
@@ -190,6 +194,7 @@ class RecoChainConfig:
     min_events: int = 3
     dedup_consecutive: bool = True
     user_fraction: float = 1.0
+    exclude_seen: bool = False
     vectors: VectorConfig
     tokenizer: TokenizerConfig
     model: ModelConfig
@@ -234,10 +239,11 @@ def small() -> RecoChainConfig:
     return RecoChainConfig(
         max_history=20,
         dedup_consecutive=False,
+        exclude_seen=True,
         vectors=VectorConfig(sources=("text", "collaborative"), weights=(1.0, 1.0)),
         tokenizer=TokenizerConfig(),
         model=ModelConfig(),
-        search=SearchConfig(),
+        search=SearchConfig(retrieved=5),
         generator=TrainConfig(
             epochs=10,
             batch_size=128,
@@ -247,19 +253,21 @@ def small() -> RecoChainConfig:
             schedule="cosine",
             grad_clip=1.0,
         ),
-        rank=RankConfig(),
+        rank=RankConfig(negatives=11),
         joint=TrainConfig(
-            epochs=3,
+            epochs=2,
             batch_size=64,
-            lr=5e-4,
+            lr=1e-3,
             weight_decay=0.05,
-            warmup_steps=100,
+            warmup_steps=50,
             schedule="cosine",
             grad_clip=1.0,
         ),
         sasrec=SasrecConfig(),
-        sasrec_training=TrainConfig(epochs=20, batch_size=128, lr=4e-3, eval_every=4),
-        evaluation=EvaluationConfig(sweep_beams=(10, 20, 40), sweep_retrieved=(0, 5, 10, 20)),
+        sasrec_training=TrainConfig(epochs=30, batch_size=128, lr=4e-3, eval_every=5),
+        evaluation=EvaluationConfig(
+            sweep_beams=(10, 20, 40), sweep_retrieved=(0, 5, 10, 20), sweep_users=2000
+        ),
         gate=GateConfig(),
     )
 

@@ -1,7 +1,7 @@
 """RecoChain (arXiv 2604.25787): all methods under one protocol.
 
-Leave-one-out, the whole catalogue ranked, nothing sampled, items of the history not excluded. The gain of
-reranking is taken between two orders of the same candidates of the same users.
+Leave-one-out, the whole catalogue ranked, nothing sampled; `exclude_seen` holds for all methods alike. The
+gain of reranking is taken between two orders of the same candidates of the same users.
 Shape legend: U users, K places of a ranked list.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from feedworks.baselines.counting import ItemKNN, popularity, repeat_recent
+from feedworks.baselines.counting import ItemKNN, popularity, repeat_recent, without_seen
 from feedworks.baselines.sasrec import rank_items
 from feedworks.metrics import ranking
 from feedworks.metrics.diversity import coverage
@@ -81,7 +81,7 @@ class Evaluated:
 
 def evaluate_all(inputs: Inputs, config: RecoChainConfig) -> Evaluated:
     """Score the test split with every method and the validation split with every setting of the sweep."""
-    sequences, settings = inputs.sequences, config.evaluation
+    sequences = inputs.sequences
     target_U = sequences.targets("test")
     scored = _score(inputs.model, inputs, "test", config)
     stage_one = _score(inputs.generator, inputs, "test", config, rank=False)
@@ -128,7 +128,7 @@ def evaluate_all(inputs: Inputs, config: RecoChainConfig) -> Evaluated:
 def _score(
     model: RecoChain, inputs: Inputs, split: str, config: RecoChainConfig, *, rank: bool = True
 ) -> Scored:
-    window = Window(config.max_history, config.search_history if rank else 0)
+    window = Window(config.max_history, config.search_history if rank else 0, config.exclude_seen)
     histories = inputs.sequences.histories("test" if split == "test" else "valid")
     size = config.evaluation.batch_size
     return score_users(model, inputs.catalogue, histories, config.search, window, size, f"score {split}")
@@ -139,12 +139,15 @@ def _baseline_lists(inputs: Inputs, config: RecoChainConfig) -> dict[str, IntArr
     histories = sequences.histories("test")
     say("rank with the baselines")
     neighbours = ItemKNN(sequences.histories("train"), catalogue.num_known)
-    return {
+    lists = {
         "popularity": popularity(catalogue.count_N.cpu().numpy(), len(sequences), LIST_LENGTH),
         "repeat_recent": repeat_recent(histories, LIST_LENGTH),
         "item_knn": neighbours.rank(histories, LIST_LENGTH),
         "sasrec": rank_items(inputs.sasrec, histories, LIST_LENGTH, config.evaluation.batch_size),
     }
+    if config.exclude_seen:
+        lists = {name: without_seen(ranked, histories) for name, ranked in lists.items()}
+    return lists
 
 
 def _summary(rank_U: IntArray, config: RecoChainConfig) -> dict[str, Interval]:
@@ -229,7 +232,7 @@ def _sweep(inputs: Inputs, config: RecoChainConfig) -> list[SweepRow]:
     users = np.sort(rng.permutation(len(sequences))[: settings.sweep_users])
     histories = [sequences.history(user, "valid") for user in users]
     target = sequences.targets("valid")[users]
-    window = Window(config.max_history, config.search_history)
+    window = Window(config.max_history, config.search_history, config.exclude_seen)
     k = min(settings.cutoffs)
     rows = []
     for beam in settings.sweep_beams:

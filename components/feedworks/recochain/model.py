@@ -63,7 +63,7 @@ class RecoChain(nn.Module):
         self.similarity = nn.Embedding(config.similarity_buckets, width)
         self.rank_head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
         self.prior_weight = nn.Parameter(torch.ones(()))
-        nn.init.zeros_(self.rank_head[-1].weight)
+        nn.init.zeros_(self.rank_head.get_submodule("2").get_parameter("weight"))
         self.dropout = nn.Dropout(config.dropout)
         tables = (self.code, self.item, self.vector, self.rank_token, self.similarity)
         for weight in (self.bos, *(table.weight for table in tables)):
@@ -141,7 +141,8 @@ class RecoChain(nn.Module):
 
     def target_logits(self, states_BSD: Tensor, item_BT: Tensor) -> list[Tensor]:
         """Score codes at every real item: one `(P, C)` per level."""
-        states_BTLD = states_BSD[:, :-1].unflatten(1, (item_BT.shape[1], self.num_levels))
+        rows, length = item_BT.shape
+        states_BTLD = states_BSD[:, :-1].reshape(rows, length, self.num_levels, -1)
         states_PLD = states_BTLD[item_BT != PAD]
         return [self.code_logits(states_PLD[:, level], level) for level in range(self.num_levels)]
 
@@ -196,11 +197,13 @@ class RecoChain(nn.Module):
         item = item.clamp_min(0)
         known = (item < self.num_items).unsqueeze(-1)
         by_id = self.item(item.clamp_max(self.num_items - 1)) * known
-        return by_id + self.vector(catalogue.vector_NV[item])
+        content: Tensor = by_id + self.vector(catalogue.vector_NV[item])
+        return content
 
     def _scaled(self, token: Tensor) -> Tensor:
         # Tables start at 0.02, fit for tied outputs; tokens enter the decoder near unit size.
-        return self.dropout(token * self.config.width**0.5)
+        scaled: Tensor = self.dropout(token * self.config.width**0.5)
+        return scaled
 
 
 def retrieve(candidate_BK: Tensor, past_BF: Tensor, vector_NV: Tensor, count: int) -> Retrieved:

@@ -112,7 +112,10 @@ class Recommender:
         search = self._config.search
         item_BT = history_tensor(numbers, self._config.max_history).to(self._device)
         past_BF = history_tensor(numbers, self._config.search_history).to(self._device)
-        generated = generate(self._model, item_BT, catalogue, search)
+        seen_BF = None
+        if self._config.exclude_seen:
+            seen_BF = history_tensor(numbers, max(map(len, numbers))).to(self._device)
+        generated = generate(self._model, item_BT, catalogue, search, seen_BF)
         logits_BK = rerank(self._model, generated, past_BF, catalogue, search)
         order = logits_BK.sort(dim=1, descending=True, stable=True)
         item_BK = generated.candidates.item_BK.gather(1, order.indices)
@@ -138,7 +141,7 @@ class Recommender:
     def _with_vectors(self, requests: Sequence[Request]) -> tuple[Catalogue, dict[tuple[int, int], int]]:
         """Append the items that requests bring a vector for; one id may differ between requests."""
         rows: dict[tuple[int, int], int] = {}
-        vectors = []
+        vectors: list[torch.Tensor] = []
         for place, request in enumerate(requests):
             for item, vector in request.vectors.items():
                 if item not in self._number and item in request.history:

@@ -13,12 +13,12 @@ from feedworks.recochain.config import RecoChainConfig
 from feedworks.recochain.evaluation import Evaluated
 from feedworks.reports.figures import bars, curves, grouped_bars, histogram, lines
 from feedworks.reports.html import Report
+from feedworks.reports.tables import Cell
 
 OURS = ("generation", "rerank")
 PROTOCOL = (
     "Leave-one-out: the last item of each user is the test target, the one before it chooses epochs. The "
-    "whole catalogue is ranked, nothing is sampled, items of the history are not excluded. Generation and "
-    "rerank order the same candidates."
+    "whole catalogue is ranked and nothing is sampled. Generation and rerank order the same candidates."
 )
 
 History = Sequence[Mapping[str, Any]]
@@ -48,7 +48,8 @@ def write_report(
         f"{data['num_users']:,} users, {data['num_items']:,} items, {data['num_events']:,} events",
     )
     _highlights(report, found, config)
-    report.add_metrics("Test metrics", found.methods, ours=OURS, note=PROTOCOL)
+    seen = " Items of the user's own history are left out." if config.exclude_seen else ""
+    report.add_metrics("Test metrics", found.methods, ours=OURS, note=PROTOCOL + seen)
     report.add_metrics(
         "Relative gain of reranking", {"rerank over generation": found.gain}, note="0.03 is three per cent."
     )
@@ -88,7 +89,7 @@ def _add_sweep(report: Report, found: Evaluated, config: RecoChainConfig) -> Non
         return
     k = min(config.evaluation.cutoffs)
     columns = ["beam, retrieved", "generation", "rerank", "relative gain", "ceiling"]
-    rows = [[f"{row.beam}, {row.retrieved}", *row[2:]] for row in found.sweep]
+    rows: list[list[Cell]] = [[f"{row.beam}, {row.retrieved}", *row[2:]] for row in found.sweep]
     users = config.evaluation.sweep_users
     note = f"Recall@{k} on at most {users:,} validation users, one model for all settings."
     report.add_table("Beam and retrieval length", columns, rows, note, best={"rerank": "max"})

@@ -17,7 +17,7 @@ from feedworks.recochain.catalogue import Catalogue
 from feedworks.recochain.config import SearchConfig
 from feedworks.recochain.data import history_tensor
 from feedworks.recochain.model import PAD, RecoChain
-from feedworks.recochain.search import generate, rerank, sid_log_p
+from feedworks.recochain.search import generate, item_log_p, rerank
 from feedworks.training.bucketing import length_batches
 
 IntArray = npt.NDArray[np.int64]
@@ -42,10 +42,14 @@ class Scored(NamedTuple):
 
 
 class Window(NamedTuple):
-    """How many of the latest items the decoder and the search over the history read."""
+    """How many of the latest items the decoder and the search over the history read.
+
+    With `search=0` nothing is ranked. `exclude_seen` leaves out the items of the whole history.
+    """
 
     history: int
     search: int = 0
+    exclude_seen: bool = False
 
 
 def score_users(
@@ -64,7 +68,7 @@ def score_users(
         catalogue: codes, vectors and trie.
         histories: item numbers, oldest first.
         search: widths of beam search and of the search over the history.
-        window: lengths that are read; with `search=0` nothing is ranked and the ranking logits are -inf.
+        window: what is read; where nothing is ranked the ranking logits are -inf.
         batch_size: users at once.
         label: name of the progress bar.
     """
@@ -78,7 +82,9 @@ def score_users(
     with torch.inference_mode():
         for rows in progress(batches, label=label):
             item_BT = history_tensor([histories[i] for i in rows], window.history).to(device)
-            found = generate(model, item_BT, catalogue, search)
+            past_BF = history_tensor([histories[i] for i in rows], max(window.search, 1)).to(device)
+            seen_BF = _whole(histories, rows).to(device) if window.exclude_seen else None
+            found = generate(model, item_BT, catalogue, search, seen_BF)
             codes_ML = found.beams.code_BWL[found.beams.score_BW > -torch.inf]
             num_sids += len(codes_ML)
             num_invalid += int((catalogue.trie.find(codes_ML) < 0).sum())
@@ -86,7 +92,6 @@ def score_users(
             item_UK[rows, :count] = found.candidates.item_BK.cpu().numpy()
             generation_UK[rows, :count] = found.candidates.score_BK.float().cpu().numpy()
             if window.search:
-                past_BF = history_tensor([histories[i] for i in rows], window.search).to(device)
                 logits_BK = rerank(model, found, past_BF, catalogue, search)
                 rank_UK[rows, :count] = logits_BK.float().cpu().numpy()
     used = max(1, int((item_UK >= 0).sum(axis=1).max(initial=0)))
@@ -114,6 +119,10 @@ def score_targets(
             states_BSD, prefix = model.prefill(item_BT, length_B, catalogue)
             target_B1 = torch.from_numpy(target_U[rows]).to(device).unsqueeze(1)
             state_BD = model.next_state(states_BSD, length_B)
-            found = sid_log_p(model, prefix, state_BD, target_B1, catalogue, search)
+            found = item_log_p(model, prefix, state_BD, target_B1, catalogue, search)
             log_p_U[rows] = found[:, 0].float().cpu().numpy()
     return log_p_U
+
+
+def _whole(histories: Sequence[npt.ArrayLike], rows: IntArray) -> torch.Tensor:
+    return history_tensor([histories[i] for i in rows], max(np.size(histories[i]) for i in rows))

@@ -36,7 +36,7 @@ class Beams(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """The items behind the beams in generation order; item -1 and score -inf for padding."""
+    """The items behind the beams, most probable first; item -1 and score -inf for padding."""
 
     item_BK: Tensor
     score_BK: Tensor
@@ -85,28 +85,41 @@ def beam_search(
     return Beams(node, code, score, branch)
 
 
-def expand(beams: Beams, catalogue: Catalogue, bucket_cap: int) -> Candidates:
-    """List the items behind each beam, at most `bucket_cap` a beam, the most popular first."""
+def expand(beams: Beams, catalogue: Catalogue, bucket_cap: int, seen_BF: Tensor | None = None) -> Candidates:
+    """List the items behind the beams by falling probability: that of the SID times the item's share in it.
+
+    Args:
+        beams: what the search found.
+        catalogue: buckets and shares.
+        bucket_cap: items of one semantic ID, the most popular ones.
+        seen_BF: items to leave out, padded with -1.
+    """
     start = catalogue.trie.bucket_start
     low_BW, high_BW = start[beams.leaf_BW].long(), start[beams.leaf_BW + 1].long()
     size_BW = (high_BW - low_BW).clamp_max(bucket_cap) * (beams.score_BW > -torch.inf)
-    width = int(size_BW.max().clamp_min(1))
-    slot_X = torch.arange(width, device=start.device)
-    real_BWX = slot_X < size_BW.unsqueeze(-1)
+    slot_X = torch.arange(int(size_BW.max().clamp_min(1)), device=start.device)
     place_BWX = (low_BW.unsqueeze(-1) + slot_X).clamp_max(catalogue.trie.num_items - 1)
-    item_BWX = catalogue.trie.bucket_item[place_BWX].long().masked_fill(~real_BWX, PAD)
-    beam_BWX = torch.arange(item_BWX.shape[1], device=start.device)[:, None].expand_as(item_BWX[0])
-    # A stable sort moves padding to the end and keeps the order of the beams.
-    order_BF = (~real_BWX).flatten(1).to(torch.uint8).sort(dim=1, stable=True).indices
-    order_BK = order_BF[:, : int(real_BWX.flatten(1).sum(dim=1).max().clamp_min(1))]
-    item_BK = item_BWX.flatten(1).gather(1, order_BK)
-    beam_BK = beam_BWX.expand_as(item_BWX).flatten(1).gather(1, order_BK)
-    score_BK = beams.score_BW.gather(1, beam_BK).masked_fill(item_BK == PAD, -torch.inf)
-    return Candidates(item_BK, score_BK, beam_BK)
+    item_BWX = catalogue.trie.bucket_item[place_BWX].long()
+    real_BWX = slot_X < size_BW.unsqueeze(-1)
+    if seen_BF is not None:
+        pairs = zip(item_BWX, seen_BF, strict=True)
+        real_BWX = real_BWX & ~torch.stack([torch.isin(items, seen) for items, seen in pairs])
+    score_BWX = beams.score_BW.unsqueeze(-1) + catalogue.log_share_N[item_BWX]
+    best = score_BWX.masked_fill(~real_BWX, -torch.inf).flatten(1).sort(dim=1, descending=True, stable=True)
+    num_kept = int(real_BWX.flatten(1).sum(dim=1).max().clamp_min(1))
+    score_BK, place_BK = best.values[:, :num_kept], best.indices[:, :num_kept]
+    item_BK = item_BWX.flatten(1).gather(1, place_BK).masked_fill(score_BK == -torch.inf, PAD)
+    return Candidates(item_BK, score_BK, place_BK // len(slot_X))
 
 
 @torch.no_grad()
-def generate(model: RecoChain, item_BT: Tensor, catalogue: Catalogue, config: SearchConfig) -> Generated:
+def generate(
+    model: RecoChain,
+    item_BT: Tensor,
+    catalogue: Catalogue,
+    config: SearchConfig,
+    seen_BF: Tensor | None = None,
+) -> Generated:
     """Prefill, beam search and buckets.
 
     Args:
@@ -114,11 +127,12 @@ def generate(model: RecoChain, item_BT: Tensor, catalogue: Catalogue, config: Se
         item_BT: what the decoder reads, padded with -1 on the right; every row holds an item.
         catalogue: codes, vectors and trie.
         config: widths of the search.
+        seen_BF: items that must not be recommended, padded with -1.
     """
     length_B = (item_BT != PAD).sum(dim=1)
     states_BSD, prefix = model.prefill(item_BT, length_B, catalogue)
     beams = beam_search(model, prefix, model.next_state(states_BSD, length_B), catalogue, config)
-    candidates = expand(beams, catalogue, config.bucket_cap)
+    candidates = expand(beams, catalogue, config.bucket_cap, seen_BF)
     branch = None if beams.branch is None else select_branches(beams.branch, candidates.beam_BK)
     return Generated(beams, candidates, prefix, branch)
 
@@ -144,7 +158,7 @@ def rerank(
 
 
 @torch.no_grad()
-def sid_log_p(
+def item_log_p(
     model: RecoChain,
     prefix: Prefix,
     state_BD: Tensor,
@@ -152,7 +166,7 @@ def sid_log_p(
     catalogue: Catalogue,
     config: SearchConfig,
 ) -> Tensor:
-    """Log-probability `(B, K)` of the semantic IDs of given items, as beam search would score them."""
+    """Log-probability `(B, K)` of given items, as beam search and `expand` would score them."""
     code_BKL, node_BKL = catalogue.code_NL[item_BK], catalogue.node_NL[item_BK]
     state, branch = state_BD.unsqueeze(1).expand(-1, item_BK.shape[1], -1), None
     total = torch.zeros(item_BK.shape, device=item_BK.device)
@@ -164,7 +178,7 @@ def sid_log_p(
             token = model.embed_codes(code_BKL[..., number], number).unsqueeze(2)
             states, branch = model.decoder.extend(token, prefix, branch)
             state = states[:, :, 0]
-    return total
+    return total + catalogue.log_share_N[item_BK]
 
 
 class _Children(NamedTuple):

@@ -58,7 +58,7 @@ def train_stage_one(
         loss=loss,
         config=config.generator,
         state_dir=state_dir,
-        evaluate=_monitor(sequences, catalogue, config, Window(config.max_history)),
+        evaluate=_monitor(sequences, catalogue, config, Window(config.max_history, 0, config.exclude_seen)),
         monitor="valid/generation/ndcg@10",
     )
 
@@ -108,7 +108,12 @@ def train_stage_two(
         loss=loss,
         config=config.joint,
         state_dir=state_dir,
-        evaluate=_monitor(sequences, catalogue, config, Window(config.max_history, config.search_history)),
+        evaluate=_monitor(
+            sequences,
+            catalogue,
+            config,
+            Window(config.max_history, config.search_history, config.exclude_seen),
+        ),
         monitor="valid/rerank/ndcg@10",
     )
 

@@ -46,9 +46,7 @@ def build_vectors(
         elif source == "text":
             part = text_vectors(text, config.text_width, seed)
         else:
-            part = collaborative_vectors(
-                sequences, len(text), config.collaborative_width, config.window, seed
-            )
+            part = collaborative_vectors(sequences, len(text), config, seed)
         parts.append(weight * unit_rows(part))
     return unit_rows(np.concatenate(parts, axis=1))
 
@@ -89,29 +87,32 @@ def text_vectors(text: Sequence[str | None], width: int, seed: int) -> FloatArra
 
 
 def collaborative_vectors(
-    sequences: Sequences, num_items: int, width: int, window: int, seed: int
+    sequences: Sequences, num_items: int, config: VectorConfig, seed: int
 ) -> FloatArray:
-    """Items seen together: positive pointwise mutual information cut by SVD (arXiv 1402.3722 explains why).
+    """Items seen together: shifted positive pointwise mutual information, cut by SVD.
+
+    This is what word2vec with `shift` negatives factorises (Levy and Goldberg, NIPS 2014).
 
     Pairs count 1 / distance within `window` events of one user; contexts are smoothed by the power 0.75.
     """
     from scipy.sparse import csr_matrix
 
-    first, second, weight = _pairs(sequences, window)
+    first, second, weight = _pairs(sequences, config.window)
     together = csr_matrix((weight, (first, second)), shape=(num_items, num_items))
     together = (together + together.T).tocoo()
     total = together.data.sum()
     seen = np.asarray(together.sum(axis=0)).ravel()
     context = seen**0.75 / (seen**0.75).sum()
     information = np.log(together.data / (seen[together.row] * context[together.col]) + 1e-12)
+    information -= np.log(config.shift)
     kept = information > 0
     if not kept.any() or total == 0:
-        return np.zeros((num_items, width), dtype=np.float32)
+        return np.zeros((num_items, config.collaborative_width), dtype=np.float32)
     table = csr_matrix(
         (information[kept].astype(np.float32), (together.row[kept], together.col[kept])),
         shape=(num_items, num_items),
     )
-    return _svd(table, width, seed, power=0.5)
+    return _svd(table, config.collaborative_width, seed, power=0.5)
 
 
 def unit_rows(table: npt.NDArray[np.floating]) -> FloatArray:

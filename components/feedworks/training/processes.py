@@ -46,6 +46,9 @@ def launch(config: TrainConfig) -> Any:
         precision=config.precision,
     )
     fabric.launch()
+    # Adam's moments of embedding rows that get no gradient decay through the denormal range, where a CPU is
+    # up to 100 times slower: one epoch of 33 s took 302 s.
+    torch.set_flush_denormal(True)
     return fabric
 
 
