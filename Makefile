@@ -32,6 +32,7 @@ check: $(STAMP)  ## style, types, import arrows, compiled pipelines, documentati
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/feedworks compile --check
 	@$(BIN)/pytest -q tests/house
 
 format: $(STAMP)  ## mend what ruff can mend

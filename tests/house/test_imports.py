@@ -45,6 +45,7 @@ def module_name(path: Path) -> str:
         ("feedworks", TRAIN | OTHERS | {"numpy", "click"}),
         ("feedworks.cli", TRAIN | OTHERS | {"numpy", "pandas", "pyarrow"}),
         ("feedworks.images", TRAIN | OTHERS | {"numpy"}),
+        ("feedworks.recochain.component", TRAIN | (OTHERS - {"kfp", "kubernetes"}) | {"pandas", "pyarrow"}),
         ("feedworks.contracts", TRAIN | OTHERS),
         ("feedworks_kernels", OTHERS | TRAIN - {"torch"}),
     ],
@@ -73,3 +74,22 @@ def test_every_module_of_the_train_role_imports_without_the_others() -> None:
     code = BLOCK + "for name in sys.argv[2:]: importlib.import_module(name)"
     result = python(code, ",".join(sorted(OTHERS | {"triton"})), *names)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_train_extra_alone_trains_a_model(tmp_path: Path) -> None:
+    code = BLOCK + (
+        "from pathlib import Path\n"
+        "from feedworks.contracts.synthetic import write_synthetic\n"
+        "from feedworks.recochain import chain, config\n"
+        "out = Path(sys.argv[2])\n"
+        "write_synthetic(out / 'data', num_users=120, num_items=100, seed=0)\n"
+        "settings = config.resolve('tiny', sys.argv[3:])\n"
+        "chain.run(out / 'data', out / 'run', settings)\n"
+    )
+    result = python(code, ",".join(sorted(OTHERS)), str(tmp_path), *QUICK)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "metrics.json").is_file()
+    assert list((tmp_path / "run" / "model").glob("*.safetensors"))
+
+
+QUICK = ["generator.epochs=1", "joint.epochs=1", "sasrec_training.epochs=1"]

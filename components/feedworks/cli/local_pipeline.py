@@ -17,7 +17,7 @@ from feedworks.cli.pipelines import load_pipeline
 from feedworks.cli.processes import end_children
 from feedworks.errors import FeedworksError
 from feedworks.progress import say
-from feedworks.storage import atomic_folder, write_bytes
+from feedworks.results import publish
 
 if TYPE_CHECKING:
     from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
@@ -41,7 +41,7 @@ def run_pipeline(name: str, *, source: str, preset: str, overrides: Sequence[str
         out: the tasks' own outputs and log stay under its work/kfp.
 
     Raises:
-        FeedworksError: a task failed or the gate stayed closed; earlier results in `out` stay.
+        FeedworksError: a task failed; earlier results in `out` stay.
     """
     root = out / "work" / "kfp"
     shutil.rmtree(root, ignore_errors=True)
@@ -58,7 +58,12 @@ def run_pipeline(name: str, *, source: str, preset: str, overrides: Sequence[str
         raise FeedworksError(_reason(log, root, error)) from error
     finally:
         log.close()
-    _collect(root, out)
+    evaluation, model = (
+        next(root.glob(f"*/{task}"), None) for task in ("evaluate/evaluation", "package/model")
+    )
+    if evaluation is None:
+        raise FeedworksError(f"the pipeline wrote no evaluation; see {root / 'tasks.log'}")
+    publish(evaluation, model, out)
 
 
 def _run_tasks(name: str, arguments: dict[str, object], root: Path) -> None:
@@ -88,20 +93,6 @@ def _reason(log: TaskLog, root: Path, error: RuntimeError) -> str:
     kind, message = log.error
     known = {each.__name__ for each in FeedworksError.__subclasses__()}
     return message if kind in known else f"{kind}: {message}; the trace is in {root / 'tasks.log'}"
-
-
-def _collect(root: Path, out: Path) -> None:
-    evaluation = next(root.glob("*/evaluate/evaluation"))
-    model = next(root.glob("*/package/model"), None)
-    if model is None:
-        raise FeedworksError(
-            f"the gate stayed closed, so nothing was packaged; see {evaluation / 'report.html'}, "
-            "then train longer or lower the gate's minimum with --set"
-        )
-    with atomic_folder(out / "model") as folder:
-        shutil.copytree(model, folder, dirs_exist_ok=True)
-    for file in ("report.html", "metrics.json"):
-        write_bytes(out / file, (evaluation / file).read_bytes())
 
 
 class TaskLog(io.TextIOBase):

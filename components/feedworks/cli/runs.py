@@ -10,6 +10,9 @@ from feedworks.cli.options import out_option, paper_argument, settings_options
 from feedworks.errors import DataError
 from feedworks.papers import PAPERS, Paper
 
+METRICS = ("recall", "ndcg", "mrr")
+GAIN = "rerank_gain"
+
 
 @click.command("list")
 def list_papers() -> None:
@@ -48,7 +51,7 @@ def run_paper(
     """Run a paper from a source of data to OUT/metrics.json, OUT/report.html and OUT/model/.
 
     Raises:
-        FeedworksError: a setting, the data or the quality gate is at fault; an earlier result in OUT stays.
+        FeedworksError: a setting or the data is at fault; an earlier result in OUT stays.
     """
     config = paper.part("config").resolve(preset, overrides)
     if runner == "kfp":
@@ -61,11 +64,11 @@ def run_paper(
 
     data = open_data(source, out / "work" / "data")
     require_valid(data, out / "work" / "validation.html")
-    paper.part("steps").run(data, out, config)
+    paper.part("chain").run(data, out, config)
 
 
 def summary(folder: Path) -> str:
-    """Return the test metrics of a finished run as a table, and where its report and model lie.
+    """Return the test metrics of a finished run as a table, best method first, and where its report lies.
 
     Raises:
         DataError: the folder holds no finished run.
@@ -75,21 +78,30 @@ def summary(folder: Path) -> str:
     path = folder / "metrics.json"
     if not path.is_file():
         raise DataError(f"{folder} holds no finished run (no metrics.json); make one with `feedworks run`")
-    metrics = read_json(path)
+    table = _table(read_json(path))
+    files = [f"{kind}: {folder / name}" for kind, name in (("report", "report.html"), ("model", "model"))]
+    return "\n".join([*table, *(line for line in files if Path(line.partition(": ")[2]).exists())])
+
+
+def _table(metrics: dict[str, float]) -> list[str]:
     rows: dict[str, dict[str, float]] = {}
     for key, value in metrics.items():
-        part, method, *rest = key.split("/")
-        if part == "test" and len(rest) == 1 and "@" in rest[0] and isinstance(value, float):
-            rows.setdefault(method, {})[rest[0]] = value
+        part, _, rest = key.partition("/")
+        method, _, name = rest.partition("/")
+        if part == "test" and name.partition("@")[0] in METRICS and "/" not in name:
+            rows.setdefault(method, {})[name] = value
     columns = sorted({name for values in rows.values() for name in values}, key=_column_order)
+    gains = rows.pop(GAIN, {})
     lines = [f"{'':<16}" + "".join(f"{name:>11}" for name in columns)]
-    for method, values in rows.items():
+    for method, values in sorted(rows.items(), key=lambda row: -row[1].get(columns[0], 0.0)):
         cells = [f"{values[name]:>11.4f}" if name in values else f"{'':>11}" for name in columns]
         lines.append(f"{method:<16}" + "".join(cells))
-    lines += [f"{kind}: {folder / name}" for kind, name in (("report", "report.html"), ("model", "model"))]
-    return "\n".join(lines)
+    if gains:
+        cells = [f"{gains[name]:>+11.1%}" if name in gains else f"{'':>11}" for name in columns]
+        lines.append(f"{GAIN:<16}" + "".join(cells))
+    return lines
 
 
-def _column_order(name: str) -> tuple[str, int]:
+def _column_order(name: str) -> tuple[int, int]:
     metric, _, cutoff = name.partition("@")
-    return metric, int(cutoff)
+    return METRICS.index(metric), int(cutoff)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import urllib.error
+import urllib.request
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -19,22 +21,35 @@ if TYPE_CHECKING:
 
     from kfp.client import Client
 
+PROBE_TIMEOUT_S = 10.0
 _EQUALS = 1  # of the API's filter.proto
+
+
+def _check_host(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise click.BadParameter("it must start with http:// or https://.")
+    return value
 
 
 @click.command()
 @paper_argument()
 @settings_options
-@click.option("--host", required=True, help="Address of the Kubeflow Pipelines API, http://HOST:PORT.")
+@click.option(
+    "--host",
+    required=True,
+    callback=_check_host,
+    help="Address of the Kubeflow Pipelines API, http://HOST:PORT.",
+)
 @click.option("--experiment", default="feedworks", show_default=True)
+@click.option("--data-version", default="1", show_default=True, help="Change it when the data changed.")
 @click.option("--gpus", "num_gpus", type=click.IntRange(min=0), default=0, show_default=True)
-def submit(paper: Paper, host: str, experiment: str, num_gpus: int, **settings: Any) -> None:
+def submit(paper: Paper, host: str, experiment: str, **arguments: Any) -> None:
     """Upload pipeline NAME to a cluster and run it.
 
     The source of the data must be `synthetic` or a path that is mounted in the cluster's tasks.
     """
-    paper.part("config").resolve(settings["preset"], settings["overrides"])
-    arguments = {**settings, "overrides": list(settings["overrides"]), "num_gpus": num_gpus}
+    arguments["overrides"] = list(arguments["overrides"])
+    paper.part("config").resolve(arguments["preset"], arguments["overrides"])
     run_id = upload_and_run(paper.name, host=host, experiment=experiment, arguments=arguments)
     click.echo(f"started run {run_id} of {paper.name} at {host}")
 
@@ -62,6 +77,7 @@ def upload_and_run(name: str, *, host: str, experiment: str, arguments: dict[str
     package = compiled_path(name)
     if not package.is_file() or package.read_bytes() != compile_pipeline(name):
         raise ConfigError(f"{package} is not up to date; run `make compile`")
+    _require_answer(host)
     try:
         with warnings.catch_warnings():
             # The client warns on every construction that it needs a backend of 2023 or later.
@@ -71,13 +87,29 @@ def upload_and_run(name: str, *, host: str, experiment: str, arguments: dict[str
         experiment_id = client.create_experiment(experiment).experiment_id
         return str(client.run_pipeline(experiment_id, name, params=arguments, **reference).run_id)
     except kfp_server_api.ApiException as error:
-        raise FeedworksError(
-            f"the API at {host} refused: {error.status} {error.reason} {error.body}"
-        ) from error
-    except urllib3.exceptions.HTTPError as error:
-        raise FeedworksError(
-            f"no Kubeflow Pipelines API answers at {host}; check --host ({error})"
-        ) from error
+        raise _refused(host, error.status, str(error.body)) from error
+    except (urllib3.exceptions.HTTPError, TimeoutError) as error:
+        raise _no_answer(host, error) from error
+
+
+def _require_answer(host: str) -> None:
+    # The client itself would try five times, 5 s apart, and log a trace of each.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{host.rstrip('/')}/apis/v2beta1/healthz", timeout=PROBE_TIMEOUT_S):
+            return
+    except urllib.error.HTTPError as error:
+        raise _refused(host, error.code, error.read().decode(errors="replace")) from error
+    except OSError as error:
+        raise _no_answer(host, error) from error
+
+
+def _refused(host: str, status: int, body: str) -> FeedworksError:
+    return FeedworksError(f"the API at {host} refused: {status} {' '.join(body.split())}")
+
+
+def _no_answer(host: str, error: Exception) -> FeedworksError:
+    return FeedworksError(f"no Kubeflow Pipelines API answers at {host}; check --host ({error})")
 
 
 def _upload(client: Client, name: str, package: Path) -> dict[str, str]:

@@ -19,7 +19,8 @@ from feedworks.contracts.tables import DATA_FOLDER
 from feedworks.progress import say
 from feedworks.recochain import steps
 from feedworks.recochain.config import RecoChainConfig
-from feedworks.storage import atomic_folder, read_json, write_bytes
+from feedworks.results import publish
+from feedworks.storage import read_json
 
 
 def run(data_dir: Path, out_dir: Path, cfg: RecoChainConfig) -> dict[str, float]:
@@ -57,18 +58,6 @@ def run(data_dir: Path, out_dir: Path, cfg: RecoChainConfig) -> dict[str, float]
         if other != work:
             shutil.rmtree(other, ignore_errors=True)
     return metrics
-
-
-def publish(evaluation: Path, model: Path | None, out_dir: Path) -> None:
-    """Put the results of a finished run into place; an earlier model goes if the new one failed the gate."""
-    for name in ("metrics.json", "report.html"):
-        write_bytes(out_dir / name, (evaluation / name).read_bytes())
-    if model is None:
-        shutil.rmtree(out_dir / "model", ignore_errors=True)
-        say("the gate kept the model back: see gate.min_gain and test/rerank_gain in metrics.json")
-        return
-    with atomic_folder(out_dir / "model") as folder:
-        shutil.copytree(model, folder, dirs_exist_ok=True)
 
 
 def _once(result: Path, step: Callable[..., Any], *arguments: Any) -> None:

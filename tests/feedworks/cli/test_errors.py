@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from .conftest import Command, command_line, environment
+from .conftest import ROOT, Command, command_line, environment
 
 
 @pytest.mark.parametrize(
@@ -81,3 +82,17 @@ def test_an_interrupt_ends_quickly_and_leaves_nothing(tmp_path: Path, number: in
     assert process.returncode == code, errors
     assert errors.strip() == ("feedworks: interrupted" if number == signal.SIGINT else "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_extra_is_named(tmp_path: Path) -> None:
+    blocked = "import sys; sys.modules['kfp'] = None; from feedworks.cli import main; main(['compile'])"
+    result = subprocess.run(
+        [sys.executable, "-c", blocked],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr == "feedworks: kfp is not installed; pip install 'feedworks[pipelines]'\n"

@@ -61,7 +61,6 @@ def test_results_are_collected_and_only_the_tasks_speak(out: Path, capfd: pytest
     [
         ("bad-data", r"^table items, column vector: 3 rows hold NaN; mend the file$"),
         ("bug", r"^ZeroDivisionError: nothing was counted; the trace is in .*tasks.log$"),
-        ("weak", r"^the gate stayed closed, so nothing was packaged; see .*report.html"),
     ],
 )
 def test_a_failure_is_one_line_and_touches_no_earlier_result(out: Path, preset: str, message: str) -> None:
@@ -70,6 +69,13 @@ def test_a_failure_is_one_line_and_touches_no_earlier_result(out: Path, preset: 
         run(out, preset)
     assert time.monotonic() - start_s < 20, "the 30 s wait before a retry is for the cluster"
     assert is_untouched(out)
+
+
+def test_a_closed_gate_reports_and_leaves_no_model(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(out, "weak")
+    assert (out / "report.html").read_text() == "<!doctype html>new"
+    assert not (out / "model").exists()
+    assert capfd.readouterr().err.splitlines()[-1].startswith("the gate kept the model back")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
