@@ -23,11 +23,15 @@ from feedworks.recochain.trie import Trie
 from feedworks_kernels import beam_step, residual_quantize
 
 OURS = "feedworks"
+_CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # Share of vectors whose codes may differ between providers: near ties fall either way in fp32.
 _MAX_DIFFERENT = 1e-3
 
 _threads = click.option("--threads", type=int, default=None, help="threads of torch  [default: its choice]")
 _repeats = click.option("--repeats", type=int, default=41, show_default=True)
+_clock = click.option(
+    "--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True, help="cpu: busy machine"
+)
 _seed = click.option("--seed", type=int, default=0, show_default=True)
 
 
@@ -43,16 +47,24 @@ def main() -> None:
 @click.option("--beams", type=int, default=256, show_default=True)
 @_repeats
 @_threads
+@_clock
 @_seed
 def decode(
-    codes: Sequence[int], items: int, levels: int, beams: int, repeats: int, threads: int | None, seed: int
+    codes: Sequence[int],
+    items: int,
+    levels: int,
+    beams: int,
+    repeats: int,
+    threads: int | None,
+    clock: str,
+    seed: int,
 ) -> None:
     """Whole constrained beam search, against a prefix function and against STATIC."""
     if threads is not None:
         torch.set_num_threads(threads)
     for num_codes in codes:
         sids_NL = np.random.default_rng(seed).integers(0, num_codes, (items, levels))
-        print_rows(decode_rows(sids_NL, num_codes, beams, repeats, seed))
+        print_rows(decode_rows(sids_NL, num_codes, beams, seed, repeats, clock))
 
 
 @main.command()
@@ -62,6 +74,7 @@ def decode(
 @click.option("--gflop", type=float, default=16.0, show_default=True, help="work of one call; gives N")
 @_repeats
 @_threads
+@_clock
 @_seed
 def quantise(
     widths: Sequence[int],
@@ -70,6 +83,7 @@ def quantise(
     gflop: float,
     repeats: int,
     threads: int | None,
+    clock: str,
     seed: int,
 ) -> None:
     """Codes of vectors by residual quantisation, against faiss and against plain products in blocks."""
@@ -82,11 +96,11 @@ def quantise(
             x_ND = torch.randn(num_rows, width, generator=generator)
             codebooks_LCD = torch.randn(levels, num_codes, width, generator=generator)
             codebooks_LCD *= 0.7 ** torch.arange(1, levels + 1).view(-1, 1, 1)
-            print_rows(quantise_rows(x_ND, codebooks_LCD, repeats))
+            print_rows(quantise_rows(x_ND, codebooks_LCD, repeats, clock))
 
 
 def decode_rows(
-    sids_NL: np.ndarray, num_codes: int, width: int, repeats: int, seed: int
+    sids_NL: np.ndarray, num_codes: int, width: int, seed: int, repeats: int, clock: str
 ) -> list[dict[str, Any]]:
     """Build the three indexes, compare the results, time the searches.
 
@@ -114,11 +128,13 @@ def decode_rows(
             for name, run in providers.items()
         },
         repeats=repeats,
+        clock=_CLOCKS[clock],
     )
     shape = {"beams": width, "levels": trie.num_levels, "codes": num_codes, "items": len(sids_NL)}
     rows = json_rows("constrained_decode", shape, _device(), timings, ours=OURS)
     index_bytes = {OURS: trie.memory_bytes(), "static": static.index_bytes()}
     for row in rows:
+        row["clock"] = clock
         row["invalid"] = invalid[row["provider"]]
         if row["provider"] in index_bytes:
             row["index_bytes"] = index_bytes[row["provider"]]
@@ -162,7 +178,7 @@ def compare_beams(results: Mapping[str, Decoded], trie: Trie) -> dict[str, int]:
     return dict.fromkeys(results, 0)
 
 
-def quantise_rows(x_ND: Tensor, codebooks_LCD: Tensor, repeats: int) -> list[dict[str, Any]]:
+def quantise_rows(x_ND: Tensor, codebooks_LCD: Tensor, repeats: int, clock: str) -> list[dict[str, Any]]:
     """Compare the codes of all providers, then time them; `error` is the share of vectors coded differently.
 
     Raises:
@@ -172,8 +188,9 @@ def quantise_rows(x_ND: Tensor, codebooks_LCD: Tensor, repeats: int) -> list[dic
     error = compare_codes({name: run() for name, run in providers.items()})
     levels, num_codes, width = codebooks_LCD.shape
     shape = {"rows": len(x_ND), "width": width, "levels": levels, "codes": num_codes}
-    timings = interleave(providers, repeats=repeats)
-    return json_rows("residual_quantize", shape, _device(), timings, ours=OURS, error=error)
+    timings = interleave(providers, repeats=repeats, clock=_CLOCKS[clock])
+    rows = json_rows("residual_quantize", shape, _device(), timings, ours=OURS, error=error)
+    return [row | {"clock": clock} for row in rows]
 
 
 def compare_codes(codes: Mapping[str, np.ndarray]) -> dict[str, float]:

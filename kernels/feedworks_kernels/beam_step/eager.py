@@ -1,5 +1,8 @@
 """beam_step over the children that exist: one pass over the logits, then ragged PyTorch operations.
 
+An operation that finds its code and data out of the cache, as behind a model, costs some 10 us: their number
+matters as much as their size.
+
 Shape letters: B searches, K live beams of each, R = B * K, C codes, W beams kept, M beams of one block,
 T children of all beams together, G groups of H children of one search, S children that survive the threshold.
 """
@@ -12,10 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Logits of one block of beams: three passes over 1 MiB stay near the core. A GPU wants few launches instead.
-_BLOCK_BYTES, _BLOCK_BYTES_CUDA = 1 << 20, 1 << 28
+# Logits of one block of beams: three passes over 2 MiB stay near the core. A GPU wants few launches instead.
+_BLOCK_BYTES, _BLOCK_BYTES_CUDA = 2 << 20, 1 << 28
 # Up to this many children a search is sorted as it is; above, a threshold thins them first.
-_SORT_LIMIT = 1024
+_SORT_LIMIT = 128
 # Within these bounds a sum of exponentials taken without subtracting the maximum has lost nothing in fp32.
 _SAFE_SUM = (1e-20, 1e30)
 
@@ -26,7 +29,7 @@ class _Children(NamedTuple):
     beam_T: Tensor  # number of the beam in R
     node_T: Tensor
     code_T: Tensor
-    total_B: Tensor  # children of each search
+    totals: list[int]  # children of each search
 
 
 def beam_step(
@@ -60,7 +63,7 @@ def beam_step(
 def _children(
     node_BK: Tensor, live_BK: Tensor, child_start: Tensor, child_code: Tensor, num_codes: int
 ) -> _Children:
-    node_R = torch.where(live_BK, node_BK, 0).reshape(-1)
+    node_R = (node_BK * live_BK).reshape(-1)
     try:
         low_R = child_start.index_select(0, node_R).long()
         high_R = child_start.index_select(0, node_R + 1)
@@ -68,20 +71,21 @@ def _children(
         raise ValueError(f"node: a live beam is outside [0, {child_start.shape[0] - 1})") from None
     count_R = (high_R - low_R).mul_(live_BK.reshape(-1))
     beam_T = torch.repeat_interleave(count_R)
-    first_R = low_R - (count_R.cumsum(0) - count_R)
-    node_T = torch.arange(beam_T.shape[0], device=beam_T.device).add_(first_R.index_select(0, beam_T))
+    # The first child of beam r stands at place cumsum - count of T and is node low, and low + count is high.
+    shift_R = high_R - count_R.cumsum(0)
+    node_T = torch.arange(beam_T.shape[0], device=beam_T.device).add_(shift_R.index_select(0, beam_T))
     code_T = child_code.index_select(0, node_T).long()
     if code_T.numel():
-        least, most = torch.aminmax(code_T)
+        least, most = (int(bound) for bound in torch.aminmax(code_T))
         if least < 0 or most >= num_codes:
-            raise ValueError(
-                f"child_code: {int(least)} .. {int(most)} exceeds the {num_codes} logits of a beam"
-            )
-    return _Children(beam_T, node_T, code_T, count_R.view(live_BK.shape).sum(dim=1))
+            raise ValueError(f"child_code: {least} .. {most} exceeds the {num_codes} logits of a beam")
+    one = live_BK.shape[0] == 1
+    totals = [code_T.shape[0]] if one else count_R.view(live_BK.shape).sum(dim=1).tolist()
+    return _Children(beam_T, node_T, code_T, totals)
 
 
 def _logsumexp(logits_RC: Tensor, live_R: Tensor, work: torch.dtype) -> Tensor:
-    """Over the whole codebook; 0 for empty beams.
+    """Over the whole codebook; of no meaning for empty beams.
 
     Summed as powers of two without looking for the maximum first, and done again with it where that was
     unsafe: 0.7 of the time of log_softmax and 0.35 of that of torch.logsumexp on a CPU.
@@ -95,14 +99,13 @@ def _logsumexp(logits_RC: Tensor, live_R: Tensor, work: torch.dtype) -> Tensor:
         block_MC = power_MC[: logits_MC.shape[0]]
         torch.mul(logits_MC.to(work), math.log2(math.e), out=block_MC).exp2_()
         torch.sum(block_MC, dim=1, out=sum_M)
-    sum_R.masked_fill_(~live_R, 1)
     low, high = (float(bound) for bound in torch.aminmax(sum_R)) if num_rows else (1.0, 1.0)
+    norm_R = sum_R.log()
     if _SAFE_SUM[0] < low and high < _SAFE_SUM[1]:
-        return sum_R.log_()
+        return norm_R
     unsafe_R = ~((sum_R > _SAFE_SUM[0]) & (sum_R < _SAFE_SUM[1]))
-    norm_R = sum_R.log_()
     norm_R[unsafe_R] = torch.logsumexp(logits_RC[unsafe_R].to(work), dim=1)
-    return _checked(norm_R)
+    return _checked(norm_R.masked_fill_(~live_R, 0))
 
 
 def _logsumexp_of_children(logit_T: Tensor, beam_T: Tensor, num_rows: int) -> Tensor:
@@ -122,47 +125,47 @@ def _checked(norm_R: Tensor) -> Tensor:
 
 def _best(score_T: Tensor, children: _Children, num_beams: int, width: int) -> tuple[Tensor, ...]:
     """The `width` best children of every search, equal scores in the order they stand in."""
-    num_searches = children.total_B.shape[0]
-    kept_S = _worth_sorting(score_T, children.total_B, width)
-    kept_S = kept_S[score_T.index_select(0, kept_S).sort(descending=True, stable=True).indices]
+    num_searches = len(children.totals)
+    kept_S = _worth_sorting(score_T, children.totals, width)
+    score_S, order_S = score_T.index_select(0, kept_S).sort(descending=True, stable=True)
+    place_S = None
     if num_searches == 1:
-        kept_S, place_S = kept_S[:width], None
+        score_S, order_S = score_S[:width], order_S[:width]
     else:
-        kept_S, place_S = _first_of_each(
-            kept_S, children.beam_T.index_select(0, kept_S) // max(num_beams, 1), width
-        )
+        search_S = children.beam_T.index_select(0, kept_S[order_S]) // max(num_beams, 1)
+        first_S, place_S = _first_of_each(search_S, width)
+        score_S, order_S = score_S[first_S], order_S[first_S]
+    kept_S = kept_S.index_select(0, order_S)
 
-    def table(values_T: Tensor, empty: float) -> Tensor:
-        values_S = values_T.index_select(0, kept_S)
+    def table(values_S: Tensor, empty: float) -> Tensor:
         if place_S is None and values_S.shape[0] == width:
             return values_S.view(1, width)
         out = values_S.new_full((num_searches * width,), empty)
         out[slice(values_S.shape[0]) if place_S is None else place_S] = values_S
         return out.view(num_searches, width)
 
-    parent_BW = table(children.beam_T, 0)
+    parent_BW = table(children.beam_T.index_select(0, kept_S), 0)
     if num_searches > 1:
         parent_BW %= max(num_beams, 1)
-    return table(score_T, -torch.inf), parent_BW, table(children.code_T, 0), table(children.node_T, 0)
+    code_BW = table(children.code_T.index_select(0, kept_S), 0)
+    return table(score_S, -torch.inf), parent_BW, code_BW, table(children.node_T.index_select(0, kept_S), 0)
 
 
-def _first_of_each(kept_S: Tensor, search_S: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The first `width` of each search, and where they stand in the flat result."""
+def _first_of_each(search_S: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The first `width` of each search, and where they go in the flat result."""
     search_S, order_S = search_S.sort(stable=True)
-    first_S = torch.searchsorted(search_S, search_S)
-    rank_S = torch.arange(search_S.shape[0], device=search_S.device) - first_S
+    rank_S = torch.arange(search_S.shape[0], device=search_S.device) - torch.searchsorted(search_S, search_S)
     inside_S = rank_S < width
-    return kept_S[order_S[inside_S]], (search_S * width + rank_S)[inside_S]
+    return order_S[inside_S], (search_S * width + rank_S)[inside_S]
 
 
-def _worth_sorting(score_T: Tensor, total_B: Tensor, width: int) -> Tensor:
+def _worth_sorting(score_T: Tensor, totals: list[int], width: int) -> Tensor:
     """Places of the children that can be among their search's `width` best, and of few others.
 
     The `width`-th largest of the maxima of disjoint groups is never above the `width`-th largest child, and
     maxima are cheap where a selection over all children is not. A group takes every G-th child, so that the
     children of one good beam fall into many groups.
     """
-    totals = total_B.tolist()
     most = max(totals, default=0)
     if most <= max(_SORT_LIMIT, 2 * width):
         return torch.nonzero(score_T > -torch.inf).squeeze(1)
@@ -174,5 +177,6 @@ def _worth_sorting(score_T: Tensor, total_B: Tensor, width: int) -> Tensor:
     top_BG = padded_BX.view(-1, size, num_groups).amax(dim=1)
     least_B = top_BG.topk(width, sorted=False).values.amin(dim=1)
     least_B.clamp_min_(torch.finfo(score_T.dtype).min)
-    least_T = least_B if len(totals) == 1 else least_B.repeat_interleave(total_B)
-    return torch.nonzero(score_T >= least_T).squeeze(1)
+    if len(totals) > 1:
+        least_B = least_B.repeat_interleave(torch.tensor(totals, device=score_T.device))
+    return torch.nonzero(score_T >= least_B).squeeze(1)
