@@ -31,20 +31,43 @@ class Prefix(NamedTuple):
     length_B: Tensor
 
 
-def rotary(x: Tensor, position: Tensor, base: float = 10_000.0) -> Tensor:
-    """Rotate the halves of the last axis by position (RoPE, arXiv 2104.09864).
+class Rotation(NamedTuple):
+    """Cosine and sine of every position and frequency: `(..., T, E / 2)`."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotation(position: Tensor, width: int, base: float = 10_000.0) -> Rotation:
+    """Angles of rotary positions (RoPE, arXiv 2104.09864).
 
     Args:
-        x: `(..., T, E)` with E even.
-        position: integer positions, broadcastable to `(..., T)`.
+        position: integer positions `(..., T)`.
+        width: E, even.
         base: wavelength base.
     """
-    half = x.shape[-1] // 2
-    exponent = torch.arange(half, device=x.device, dtype=torch.float32) / half
+    half = width // 2
+    exponent = torch.arange(half, device=position.device, dtype=torch.float32) / half
     angle = position.unsqueeze(-1).to(torch.float32) * base**-exponent
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    left, right = x[..., :half], x[..., half:]
+    return Rotation(angle.cos(), angle.sin())
+
+
+def rotary(x: Tensor, by: Rotation) -> Tensor:
+    """Rotate the halves of the last axis of `(..., T, E)`."""
+    left, right = x.chunk(2, dim=-1)
+    cos, sin = by.cos.to(x.dtype), by.sin.to(x.dtype)
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+
+
+class Continuation(NamedTuple):
+    """What every layer needs to know of new tokens that continue a prefix.
+
+    `rotation` broadcasts to `(B, K, H, Q, E / 2)`; with `last_only` the output is that of the last token.
+    """
+
+    length_B: Tensor
+    rotation: Rotation
+    last_only: bool = False
 
 
 class Attention(nn.Module):
@@ -59,37 +82,39 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, LayerCache]:
+    def forward(self, x_BTD: Tensor, by: Rotation) -> tuple[Tensor, LayerCache]:
         """Attend causally; padding on the right is never seen by real tokens."""
-        position_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
         q, k, v = (part.transpose(1, 2) for part in self._heads(x_BTD))
-        q_BHTE, k_BHTE = rotary(q, position_T), rotary(k, position_T)
+        q_BHTE, k_BHTE = rotary(q, by), rotary(k, by)
         dropout = self.dropout if self.training else 0.0
         y_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BHTE, v, is_causal=True, dropout_p=dropout)
         return self.out(y_BHTE.transpose(1, 2).flatten(2)), LayerCache(k_BHTE, v)
 
     def extend(
-        self,
-        x_BKQD: Tensor,
-        position_BKQ: Tensor,
-        prefix: LayerCache,
-        length_B: Tensor,
-        own: LayerCache | None,
+        self, x_BKQD: Tensor, at: Continuation, prefix: LayerCache, own: LayerCache | None
     ) -> tuple[Tensor, LayerCache]:
         """Attend from new tokens of K branches to the shared prefix and to their own branch.
 
+        Args:
+            x_BKQD: the new tokens.
+            at: where they stand.
+            prefix: keys and values of the shared prefix.
+            own: keys and values that the branches hold already.
+
         Returns:
-            the output `(B, K, Q, D)` and the branches' cache with the new tokens appended.
+            the output `(B, K, Q, D)`, or `(B, K, 1, D)` with `last_only`, and the branches' cache with the
+            new tokens appended.
         """
-        _, num_branches, num_new, _ = x_BKQD.shape
         q, k, v = (part.transpose(2, 3) for part in self._heads(x_BKQD))
-        position_BK1Q = position_BKQ.unsqueeze(2)
-        q_BKHQE, k_BKHQE = rotary(q, position_BK1Q), rotary(k, position_BK1Q)
+        q_BKHQE, k_BKHQE = rotary(q, at.rotation), rotary(k, at.rotation)
         own = LayerCache(k_BKHQE, v) if own is None else _append(own, k_BKHQE, v)
+        if at.last_only:
+            q_BKHQE = q_BKHQE[..., -1:, :]
+        num_branches, num_new = q_BKHQE.shape[1], q_BKHQE.shape[3]
         scaled_BKHQE = q_BKHQE * q_BKHQE.shape[-1] ** -0.5
         flat_BHFE = scaled_BKHQE.transpose(1, 2).flatten(2, 3)  # F = K * Q
         past_BHFT = flat_BHFE @ prefix.key.transpose(-1, -2)
-        past_BHFT = past_BHFT + _padding_bias(length_B, prefix.key)
+        past_BHFT = past_BHFT + _padding_bias(at.length_B, prefix.key)
         past_BKHQT = past_BHFT.reshape(*past_BHFT.shape[:2], num_branches, num_new, -1).transpose(1, 2)
         own_BKHQS = scaled_BKHQE @ own.key.transpose(-1, -2)
         own_BKHQS = own_BKHQS + _causal_bias(num_new, own.key)
@@ -117,22 +142,18 @@ class Block(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, LayerCache]:
+    def forward(self, x_BTD: Tensor, by: Rotation) -> tuple[Tensor, LayerCache]:
         """Training and prefill pass."""
-        y_BTD, cache = self.attention(self.attention_norm(x_BTD))
+        y_BTD, cache = self.attention(self.attention_norm(x_BTD), by)
         return self._feed_forward(x_BTD + self.dropout(y_BTD)), cache
 
     def extend(
-        self,
-        x_BKQD: Tensor,
-        position_BKQ: Tensor,
-        prefix: LayerCache,
-        length_B: Tensor,
-        own: LayerCache | None,
+        self, x_BKQD: Tensor, at: Continuation, prefix: LayerCache, own: LayerCache | None
     ) -> tuple[Tensor, LayerCache]:
         """Continue branches by Q tokens; see `Attention.extend`."""
-        y_BKQD, own = self.attention.extend(self.attention_norm(x_BKQD), position_BKQ, prefix, length_B, own)
-        return self._feed_forward(x_BKQD + self.dropout(y_BKQD)), own
+        y_BKQD, own = self.attention.extend(self.attention_norm(x_BKQD), at, prefix, own)
+        kept_BKQD = x_BKQD[:, :, -y_BKQD.shape[2] :]
+        return self._feed_forward(kept_BKQD + self.dropout(y_BKQD)), own
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
@@ -153,6 +174,7 @@ class Decoder(nn.Module):
 
     def __init__(self, *, width: int, num_layers: int, num_heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
+        self.head_width = width // num_heads
         self.blocks = nn.ModuleList(Block(width, num_heads, hidden, dropout) for _ in range(num_layers))
         self.norm = nn.RMSNorm(width)
         self.apply(_initialise)
@@ -168,14 +190,20 @@ class Decoder(nn.Module):
             x_BTD: embedded tokens, real ones first, padding on the right.
             length_B: number of real tokens in each row, at least 1.
         """
+        by = rotation(torch.arange(x_BTD.shape[1], device=x_BTD.device), self.head_width)
         layers = []
         for block in self.blocks:
-            x_BTD, cache = block(x_BTD)
+            x_BTD, cache = block(x_BTD, by)
             layers.append(cache)
         return self.norm(x_BTD), Prefix(tuple(layers), length_B)
 
     def extend(
-        self, x_BKQD: Tensor, prefix: Prefix, branch: tuple[LayerCache, ...] | None = None
+        self,
+        x_BKQD: Tensor,
+        prefix: Prefix,
+        branch: tuple[LayerCache, ...] | None = None,
+        *,
+        last_only: bool = False,
     ) -> tuple[Tensor, tuple[LayerCache, ...]]:
         """Continue K branches of each row by Q tokens.
 
@@ -183,18 +211,20 @@ class Decoder(nn.Module):
             x_BKQD: embedded new tokens.
             prefix: the shared history.
             branch: what `extend` returned for the branches' earlier tokens, None for the first.
+            last_only: return the state of the last new token alone; the last layer skips the others.
 
         Returns:
-            states `(B, K, Q, D)` and the branches' caches, one per layer.
+            states `(B, K, Q, D)`, or `(B, K, 1, D)`, and the branches' caches, one per layer.
         """
         held = 0 if branch is None else branch[0].key.shape[3]
         new_Q = torch.arange(held, held + x_BKQD.shape[2], device=x_BKQD.device)
-        position_BKQ = prefix.length_B[:, None, None] + new_Q
+        by = rotation(prefix.length_B[:, None, None, None] + new_Q, self.head_width)
         caches = []
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             own = None if branch is None else branch[index]
-            x_BKQD, cache = block.extend(x_BKQD, position_BKQ, prefix.layers[index], prefix.length_B, own)
+            at = Continuation(prefix.length_B, by, last_only and index + 1 == len(self.blocks))
+            x_BKQD, cache = block.extend(x_BKQD, at, prefix.layers[index], own)
             caches.append(cache)
         return self.norm(x_BKQD), tuple(caches)
 

@@ -245,13 +245,14 @@ def small() -> RecoChainConfig:
         model=ModelConfig(),
         search=SearchConfig(retrieved=5),
         generator=TrainConfig(
-            epochs=10,
+            epochs=9,
             batch_size=128,
             lr=2e-3,
             weight_decay=0.05,
             warmup_steps=300,
             schedule="cosine",
             grad_clip=1.0,
+            eval_every=3,
         ),
         rank=RankConfig(negatives=11),
         joint=TrainConfig(

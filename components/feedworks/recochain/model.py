@@ -177,8 +177,8 @@ class RecoChain(nn.Module):
             ),
             dim=2,
         )
-        states_BKQD, _ = self.decoder.extend(x_BKQD, prefix, branch)
-        logits_BK: Tensor = self.rank_head(states_BKQD[:, :, -1]).squeeze(-1)
+        states_BK1D, _ = self.decoder.extend(x_BKQD, prefix, branch, last_only=True)
+        logits_BK: Tensor = self.rank_head(states_BK1D[:, :, 0]).squeeze(-1)
         return logits_BK + self.prior_weight * prior_BK.to(logits_BK.dtype)
 
     def _rank_parts(self) -> list[nn.Parameter]:

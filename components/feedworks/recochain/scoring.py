@@ -72,7 +72,7 @@ def score_users(
         batch_size: users at once.
         label: name of the progress bar.
     """
-    width = search.beam * search.bucket_cap
+    width = search.beam
     item_UK = np.full((len(histories), width), -1, dtype=np.int64)
     generation_UK = np.full((len(histories), width), -np.inf, dtype=np.float32)
     rank_UK = generation_UK.copy()

@@ -19,8 +19,9 @@ from feedworks.recochain.model import PAD, RecoChain, retrieve
 from feedworks.recochain.trie import TrieLevel
 from feedworks_kernels import BeamStep, beam_step
 
-# Where a node has at most this share of the codes as children, scoring only these is cheaper than all.
-FEW_CHILDREN = 0.25
+# Up to this share of the codes, gathering the rows of the children beats a product with all rows (on a CPU a
+# gathered row costs about as much as 20 rows of a product).
+FEW_CHILDREN = 1 / 16
 
 
 class Beams(NamedTuple):
@@ -86,7 +87,7 @@ def beam_search(
 
 
 def expand(beams: Beams, catalogue: Catalogue, bucket_cap: int, seen_BF: Tensor | None = None) -> Candidates:
-    """List the items behind the beams by falling probability: that of the SID times the item's share in it.
+    """List the W most probable items behind W beams: probability of the SID times share in its bucket.
 
     Args:
         beams: what the search found.
@@ -106,7 +107,8 @@ def expand(beams: Beams, catalogue: Catalogue, bucket_cap: int, seen_BF: Tensor 
         real_BWX = real_BWX & ~torch.stack([torch.isin(items, seen) for items, seen in pairs])
     score_BWX = beams.score_BW.unsqueeze(-1) + catalogue.log_share_N[item_BWX]
     best = score_BWX.masked_fill(~real_BWX, -torch.inf).flatten(1).sort(dim=1, descending=True, stable=True)
-    num_kept = int(real_BWX.flatten(1).sum(dim=1).max().clamp_min(1))
+    # As many items as beams go on: buckets must not make the ranking pass several times as long.
+    num_kept = int(real_BWX.flatten(1).sum(dim=1).max().clamp(1, beams.leaf_BW.shape[1]))
     score_BK, place_BK = best.values[:, :num_kept], best.indices[:, :num_kept]
     item_BK = item_BWX.flatten(1).gather(1, place_BK).masked_fill(score_BK == -torch.inf, PAD)
     return Candidates(item_BK, score_BK, place_BK // len(slot_X))
