@@ -6,6 +6,7 @@ state beside the result in `<out>.state` until it is done, so a killed step goes
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,8 +154,9 @@ def mine_candidates(
 ) -> float:
     """Run the generator on training targets; returns the share whose target is in the beam."""
     sequences, catalogue = _inputs(prepared, sids)
-    model = load_recochain(generator, catalogue)
-    examples = stages.mine(model, sequences, catalogue, cfg)
+    device = _device()
+    model = load_recochain(generator, catalogue).to(device)
+    examples = stages.mine(model, sequences, catalogue.to(device), cfg)
     found = stages.hit_rate(sequences, examples)
     with atomic_folder(out_dir) as folder:
         write_examples(examples, folder / "candidates.parquet")
@@ -200,7 +202,7 @@ def evaluate(
     sequences, catalogue = _inputs(prepared, sids)
     baseline = _sasrec(from_json(SasrecConfig, load_config_json(sasrec)), catalogue.num_known)
     load_model(sasrec, baseline)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device()
     inputs = Inputs(
         sequences=sequences,
         catalogue=catalogue.to(device),
@@ -272,13 +274,18 @@ def _sasrec(config: SasrecConfig, num_items: int) -> SASRec:
     )
 
 
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _state(out_dir: Path) -> Path:
     return out_dir.with_name(out_dir.name + ".state")
 
 
 def _finish(out_dir: Path, model: torch.nn.Module, config_json: str, result: FitResult) -> Trained:
     extra: dict[str, Any] = {"history": result.history, "best_epoch": result.best_epoch}
-    with atomic_folder(out_dir) as folder:
-        save_model(folder, model, config_json, extra)
-    shutil.rmtree(_state(out_dir), ignore_errors=True)
+    if os.environ.get("RANK", "0") == "0":  # all processes of torchrun end with the same weights
+        with atomic_folder(out_dir) as folder:
+            save_model(folder, model, config_json, extra)
+        shutil.rmtree(_state(out_dir), ignore_errors=True)
     return Trained(result.best_epoch, result.best_metric or 0.0, result.num_steps)
