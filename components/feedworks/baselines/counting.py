@@ -74,7 +74,7 @@ class ItemKNN:
             score = (seen @ self._similarity).toarray()
             best = np.argsort(-score, axis=1, kind="stable")[:, :k]
             found = np.take_along_axis(score, best, axis=1) > 0
-            ranked[start : start + batch_size] = np.where(found, best, -1)
+            ranked[start : start + batch_size, : best.shape[1]] = np.where(found, best, -1)
         return ranked
 
 
