@@ -99,14 +99,20 @@ def test_without_onednn_the_codes_are_the_same(monkeypatch):
     assert torch.equal(residual_quantize(x, codebooks).codes_NL, codes)
 
 
-def test_reduced_precision_of_training_does_not_leak_in():
+@pytest.mark.parametrize("setting", ["highest", "medium"])
+def test_reduced_precision_of_training_does_not_leak_in(setting):
+    eager = importlib.import_module("feedworks_kernels.residual_quantize.eager")
     generator = torch.Generator().manual_seed(0)
     x, codebooks = torch.randn(2000, 64, generator=generator), torch.randn(3, 256, 64, generator=generator)
     codes = residual_quantize(x, codebooks).codes_NL
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision(setting)
     try:
         assert torch.equal(residual_quantize(x, codebooks).codes_NL, codes)
-        assert torch.get_float32_matmul_precision() == "medium"
+        before = torch.backends.cuda.matmul.fp32_precision
+        with eager._full_precision(torch.device("cuda")):
+            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision == before
+        assert torch.get_float32_matmul_precision() == setting
     finally:
         torch.set_float32_matmul_precision("highest")
 

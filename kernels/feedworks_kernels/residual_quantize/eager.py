@@ -26,7 +26,7 @@ def residual_quantize(x_ND: Tensor, codebooks_LCD: Tensor, normalise: bool) -> t
     negative_ND = x_ND.neg().contiguous()
     least_rows = max(_BLOCK_ROWS, _BLOCK_BYTES // (num_codes * x_ND.element_size()))
     rows = -(-num_rows // max(1, num_rows // least_rows)) or 1
-    with _full_precision():
+    with _full_precision(x_ND.device):
         for low in range(0, num_rows, rows):
             negative_MD, codes_ML = negative_ND[low : low + rows], codes_NL[low : low + rows]
             for level, codebook_CD in enumerate(codebooks_LCD):
@@ -69,11 +69,14 @@ def _has_onednn() -> bool:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
-    """Keep reduced-precision products (a common setting in training) out: they flip codes."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Keep TF32 out, a common setting in training: it flips codes. CPU products are whole anyway."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.backends.cuda.matmul.fp32_precision = before
