@@ -1,0 +1,1 @@
+"""What every service shares: batching, limits on bodies, counters, and a load generator."""
