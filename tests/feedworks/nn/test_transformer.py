@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from feedworks.nn.transformer import Attention, Decoder, rotary, select_branches
+from feedworks.nn.transformer import Attention, Decoder, rotary, rotation, select_branches
 
 WIDTH = 16
 
@@ -42,6 +44,18 @@ def test_padding_holds_nothing_that_a_branch_can_see():
     prefix_BTD[1, 2:] = 100.0
     after, _ = model.extend(new_BKQD, model.prefill(prefix_BTD, length_B)[1])
     assert torch.equal(before, after)
+
+
+def test_the_last_state_alone_is_that_of_all():
+    model = decoder()
+    _, prefix = model.prefill(tokens(2, 4), torch.tensor([4, 2]))
+    new_BKQD = tokens(2, 3, 4, seed=2)
+    whole, _ = model.extend(new_BKQD, prefix)
+    last, _ = model.extend(new_BKQD, prefix, last_only=True)
+    torch.testing.assert_close(last, whole[:, :, -1:])
+    _, branch = model.extend(new_BKQD[:, :, :2], prefix)
+    last, _ = model.extend(new_BKQD[:, :, 2:], prefix, branch, last_only=True)
+    torch.testing.assert_close(last, whole[:, :, -1:])
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
@@ -89,22 +103,27 @@ def test_a_later_token_changes_nothing_before_it():
     assert not torch.isclose(before[0, 3:], after[0, 3:]).all(dim=-1).any()
 
 
+def turn(x: torch.Tensor, position: int) -> torch.Tensor:
+    return rotary(x, rotation(torch.tensor([position]), x.shape[-1]))
+
+
 def test_rotary_products_depend_on_the_distance_alone():
     q, k = tokens(1), tokens(1, seed=2)
 
     def product(at_q: int, at_k: int) -> torch.Tensor:
-        return (rotary(q, torch.tensor([at_q])) * rotary(k, torch.tensor([at_k]))).sum()
+        return (turn(q, at_q) * turn(k, at_k)).sum()
 
     torch.testing.assert_close(product(3, 1), product(103, 101), rtol=1e-4, atol=1e-4)
     assert abs(product(3, 1) - product(4, 1)) > 1e-3
-    assert torch.equal(rotary(q, torch.tensor([0])), q)
-    torch.testing.assert_close(rotary(q, torch.tensor([9])).norm(), q.norm(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(turn(q, 0), q)
+    torch.testing.assert_close(turn(q, 9).norm(), q.norm(), rtol=1e-5, atol=1e-5)
 
 
-def test_rotary_by_hand_for_one_pair():
-    turned = rotary(torch.tensor([[1.0, 0.0]]), torch.tensor([2]))
-    torch.testing.assert_close(turned, torch.tensor([[2.0, 2.0]]).cos() * torch.tensor([[1.0, 0.0]])
-                               + torch.tensor([[2.0, 2.0]]).sin() * torch.tensor([[0.0, 1.0]]))  # fmt: skip
+def test_rotary_by_hand():
+    # Halves are pairs: (x0, x2) turn by the position, (x1, x3) by a hundredth of it at width 4.
+    turned = turn(torch.tensor([[1.0, 0.0, 0.0, 1.0]]), 2)
+    by_hand = [math.cos(2), -math.sin(0.02), math.sin(2), math.cos(0.02)]
+    torch.testing.assert_close(turned, torch.tensor([by_hand]))
 
 
 def test_gradients_of_the_branches_reach_prefix_and_parameters_as_in_the_concatenated_pass():
