@@ -45,5 +45,6 @@ def imports_at_import_time(module: ast.Module) -> Iterator[str]:
             yield node.module
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             stack.extend(node.orelse)
-        elif isinstance(node, ast.If | ast.Try | ast.With | ast.ClassDef):
-            stack.extend(child for child in ast.walk(node) if isinstance(child, ast.Import | ast.ImportFrom))
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            stack.extend(child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt))
+            stack.extend(child for handler in getattr(node, "handlers", []) for child in handler.body)

@@ -97,10 +97,10 @@ def test_heavy_libraries_are_imported_where_needed() -> None:
 
 def test_import_time_names_are_seen() -> None:
     module = ast.parse(
-        "import a\nif TYPE_CHECKING:\n    import b\ntry:\n    import c\nexcept ImportError:\n    pass\n"
-        "def f():\n    import d\n"
+        "import a\nif TYPE_CHECKING:\n    import b\ntry:\n    import c\nexcept ImportError:\n    import e\n"
+        "def f():\n    import d\nclass C:\n    import g\n    def m(self):\n        import h\n"
     )
-    assert set(imports_at_import_time(module)) == {"a", "c"}
+    assert set(imports_at_import_time(module)) == {"a", "c", "e", "g"}
 
 
 def test_every_folder_of_modules_is_a_package() -> None:
