@@ -1,4 +1,4 @@
-"""RecoChain (arXiv 2604.25787): the benches, `python -m feedworks.recochain.bench decode | quantise`.
+"""RecoChain (arXiv 2604.25787): the benches, `python -m feedworks.recochain.bench decode | quantise | serve`.
 
 Every command prints one JSON object per line, providers interleaved in one process, and compares the
 providers' results before it times them. Inputs are drawn once and given to all: no model's time is included.
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from feedworks.metrics.latency import device_label, interleave, json_rows, print_rows
 from feedworks.recochain.decode_peers import Decoded, HfPrefix, Model, Static
+from feedworks.recochain.serve_bench import serve
 from feedworks.recochain.trie import Trie
 from feedworks_kernels import beam_step, residual_quantize
 
@@ -38,6 +39,9 @@ _seed = click.option("--seed", type=int, default=0, show_default=True)
 @click.group()
 def main() -> None:
     """Measure RecoChain's hot paths against their peers; one JSON object per line."""
+
+
+main.add_command(serve)
 
 
 @main.command()

@@ -9,27 +9,70 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
+import numpy.typing as npt
+
+from feedworks.metrics.latency import Timing, json_rows
 
 ANSWER_WITHIN_S = 60.0
 
 
 class Load(NamedTuple):
-    """What a run measured; latencies are those of good answers, nan if there were none."""
+    """What a run measured: latencies of good answers in seconds, and how long the run took."""
 
     clients: int
-    num_ok: int
+    latency_N: npt.NDArray[np.float64]
     num_errors: int
     duration_s: float
-    requests_per_s: float
-    p20_s: float
-    p50_s: float
-    p80_s: float
-    p99_s: float
+
+    @property
+    def requests_per_s(self) -> float:
+        """Good answers per second."""
+        return len(self.latency_N) / self.duration_s
+
+    def quantile(self, q: float) -> float:
+        """Latency in seconds, nan if there was no good answer."""
+        return float(np.quantile(self.latency_N, q)) if len(self.latency_N) else float("nan")
+
+
+def merge(loads: Sequence[Load]) -> Load:
+    """Several runs with equal clients as one."""
+    return Load(
+        loads[0].clients,
+        np.concatenate([load.latency_N for load in loads]),
+        sum(load.num_errors for load in loads),
+        sum(load.duration_s for load in loads),
+    )
+
+
+def load_rows(op: str, device: str, loads: Mapping[str, Load], ours: str) -> list[dict[str, Any]]:
+    """Build the JSON rows of providers under the same load.
+
+    Beside the fields of `feedworks.metrics.latency.json_rows`: `p99_s`, `requests_per_s`, `requests`,
+    `errors`, and for ours `throughput` = {peer: our requests per second / the peer's}.
+
+    Args:
+        op: name of the operation; `clients` becomes its shape.
+        device: where it ran, see `device_label`.
+        loads: provider -> what it was measured to do.
+        ours: our provider.
+    """
+    timings = {name: Timing(*map(load.quantile, (0.2, 0.5, 0.8))) for name, load in loads.items()}
+    rows = json_rows(op, {"clients": loads[ours].clients}, device, timings, ours)
+    for row, load in zip(rows, loads.values(), strict=True):
+        row["p99_s"] = round(load.quantile(0.99), 6)
+        row["requests_per_s"] = round(load.requests_per_s, 2)
+        row["requests"], row["errors"] = len(load.latency_N), load.num_errors
+        if row["provider"] == ours:
+            rates = {peer: other.requests_per_s for peer, other in loads.items() if peer != ours}
+            row["throughput"] = {
+                peer: round(load.requests_per_s / rate, 3) for peer, rate in rates.items() if rate
+            }
+    return rows
 
 
 def run_load(
@@ -90,15 +133,7 @@ async def _run(
     # The last answers come after the end; the rate is over the time in which the counted ones came.
     last_s = max((sent.start_s + sent.latency_s for sent in counted), default=end_s)
     good = [sent.latency_s for sent in counted if sent.good]
-    quantiles = np.quantile(good, [0.2, 0.5, 0.8, 0.99]).tolist() if good else [float("nan")] * 4
-    return Load(
-        clients,
-        len(good),
-        len(counted) - len(good),
-        last_s - start_s,
-        len(good) / (last_s - start_s),
-        *quantiles,
-    )
+    return Load(len(offsets), np.array(good), len(counted) - len(good), last_s - start_s)
 
 
 async def _client(target: _Target, requests: Sequence[bytes], end_s: float) -> list[_Sent]:

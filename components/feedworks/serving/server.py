@@ -1,0 +1,78 @@
+"""A BentoML server of one service in a process of its own, on loopback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from feedworks.errors import FeedworksError
+
+HOST = "127.0.0.1"
+READY_WITHIN_S = 120.0
+
+
+def server_command(target: str, port: int) -> list[str]:
+    """The command line that serves `module:Class` on loopback."""
+    words = ["-m", "bentoml", "serve", target, "--host", HOST, "--port", str(port)]
+    return [sys.executable, *words]
+
+
+@contextmanager
+def running_server(target: str, environment: Mapping[str, str], log: Path) -> Iterator[str]:
+    """Start a service on a free port; yield its address when it is ready; end it.
+
+    Args:
+        target: `module:Class`.
+        environment: added to this process's environment.
+        log: file for what the server prints.
+
+    Raises:
+        FeedworksError: it ended or was not ready in time; the message names the log.
+    """
+    port = free_port()
+    address = f"http://{HOST}:{port}"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            server_command(target, port),
+            env={**os.environ, "BENTOML_DO_NOT_TRACK": "True", **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            _wait_until_ready(process, address, log)
+            yield address
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    # A proxy set for the outside world must not be asked for loopback.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline_s = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < deadline_s:
+        if process.poll() is not None:
+            raise FeedworksError(f"the service ended with code {process.returncode}; see {log}")
+        try:
+            with direct.open(f"{address}/readyz", timeout=1.0):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise FeedworksError(f"the service was not ready after {READY_WITHIN_S:.0f} s; see {log}")
