@@ -50,7 +50,7 @@ def demo(paper: Paper, out: Path) -> None:
     """
     from feedworks.datasets.folder import open_data
 
-    # Tiny batches gain nothing from a second thread, and on a busy machine two spin: 110 s of CPU became 550 s.
+    # A second thread gains nothing on tiny batches and spins on a busy machine: 110 s of CPU became 550 s.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     data = open_data("synthetic", out / "work" / "data")
     run_paper(paper, source=str(data), preset="tiny", overrides=(), out=out, runner="kfp")
