@@ -15,7 +15,14 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "componen
 # Libraries of the extra [train], and those of all the others.
 TRAIN = {"torch", "lightning", "safetensors", "faiss", "sklearn", "scipy", "matplotlib"}
 OTHERS = {"kfp", "kfp_kubernetes", "feast", "duckdb", "great_expectations", "bentoml", "kubernetes"}
-ORCHESTRATION = {"component.py", "serving.py", "submit.py", "local_pipeline.py", "service.py", "peer_service.py"}
+ORCHESTRATION = {
+    "component.py",
+    "serving.py",
+    "submit.py",
+    "local_pipeline.py",
+    "service.py",
+    "peer_service.py",
+}
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

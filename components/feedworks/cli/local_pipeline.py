@@ -110,6 +110,7 @@ class TaskLog(io.TextIOBase):
         self._file = path.open("w")
         self._rest = ""
         self._inside = False
+        self._half_said = False
         self._hidden_until: str | None = None
         self._start_s = 0.0
 
@@ -144,11 +145,15 @@ class TaskLog(io.TextIOBase):
     def _task_line(self, line: str) -> None:
         if line.startswith("[KFP Executor"):
             self._hidden_until = "}" if line.endswith("Got executor_input:") else None
+            self._half_said = line.endswith((":", "->"))
         elif line.startswith("Traceback (most recent call last)"):
             self._hidden_until = "the end"
+        elif self._hidden_until is None and self._half_said:
+            # The second line of a library's log message.
+            self._half_said = False
         elif self._hidden_until is None:
             say(f"  {line}")
         elif error := _ERROR.match(line):
             self.error = (error.group(1), error.group(2))
         elif line == self._hidden_until:
-            self._hidden_until = None
+            self._hidden_until, self._half_said = None, False

@@ -7,11 +7,13 @@ from feedworks import images
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
 def evaluate(preset: str, evaluation: dsl.Output[dsl.Artifact]) -> bool:
+    import logging
     import time
     from pathlib import Path
 
     from feedworks.errors import DataError
 
+    logging.info("Loading 'datasources' ->\n[]")
     print("evaluating")
     if preset == "bad-data":
         raise DataError("table items, column vector: 3 rows hold NaN; mend the file")
