@@ -98,15 +98,16 @@ def collaborative_vectors(
     from scipy.sparse import csr_matrix
 
     first, second, weight = _pairs(sequences, config.window)
+    if not len(weight):
+        return np.zeros((num_items, config.collaborative_width), dtype=np.float32)
     together = csr_matrix((weight, (first, second)), shape=(num_items, num_items))
     together = (together + together.T).tocoo()
-    total = together.data.sum()
     seen = np.asarray(together.sum(axis=0)).ravel()
     context = seen**0.75 / (seen**0.75).sum()
     information = np.log(together.data / (seen[together.row] * context[together.col]) + 1e-12)
     information -= np.log(config.shift)
     kept = information > 0
-    if not kept.any() or total == 0:
+    if not kept.any():
         return np.zeros((num_items, config.collaborative_width), dtype=np.float32)
     table = csr_matrix(
         (information[kept].astype(np.float32), (together.row[kept], together.col[kept])),
@@ -138,7 +139,7 @@ def _svd(table: object, width: int, seed: int, power: float = 1.0) -> FloatArray
     from sklearn.decomposition import TruncatedSVD
 
     columns = table.shape[1]  # type: ignore[attr-defined]
-    svd = TruncatedSVD(min(width, columns - 1), random_state=seed)
+    svd = TruncatedSVD(max(1, min(width, columns - 1)), random_state=seed)
     scores = svd.fit_transform(table)
     scale = np.where(svd.singular_values_ > 0, svd.singular_values_, 1) ** (power - 1)
     return np.asarray(scores * scale, dtype=np.float32)
