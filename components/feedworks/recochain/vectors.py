@@ -139,7 +139,9 @@ def _svd(table: object, width: int, seed: int, power: float = 1.0) -> FloatArray
     from sklearn.decomposition import TruncatedSVD
 
     columns = table.shape[1]  # type: ignore[attr-defined]
-    svd = TruncatedSVD(max(1, min(width, columns - 1)), random_state=seed)
+    if columns == 1:  # which scikit-learn refuses
+        return np.asarray(table.toarray(), dtype=np.float32)  # type: ignore[attr-defined]
+    svd = TruncatedSVD(min(width, columns - 1), random_state=seed)
     scores = svd.fit_transform(table)
     scale = np.where(svd.singular_values_ > 0, svd.singular_values_, 1) ** (power - 1)
     return np.asarray(scores * scale, dtype=np.float32)
