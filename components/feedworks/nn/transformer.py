@@ -229,6 +229,12 @@ class Decoder(nn.Module):
         return self.norm(x_BKQD), tuple(caches)
 
 
+def select_rows(prefix: Prefix, row_H: Tensor) -> Prefix:
+    """Keep some rows of a prefix."""
+    layers = tuple(LayerCache(layer.key[row_H], layer.value[row_H]) for layer in prefix.layers)
+    return Prefix(layers, prefix.length_B[row_H])
+
+
 def select_branches(branch: tuple[LayerCache, ...], parent_BW: Tensor) -> tuple[LayerCache, ...]:
     """Reorder branch caches so that new branch w continues old branch `parent_BW[b, w]`."""
     row_B1 = torch.arange(parent_BW.shape[0], device=parent_BW.device).unsqueeze(1)

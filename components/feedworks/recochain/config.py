@@ -114,6 +114,8 @@ class RankConfig:
         weight: lambda, weight of the ranking loss beside the generation loss.
         negatives: beam members that a positive is ranked against.
         positions: targets per user that candidates are mined for, the latest ones.
+        force_positive: also rank targets that the beam missed. They teach that what the generator finds
+            improbable is right, which does not hold among the candidates met in serving.
         mine_unseen: stage I does not train on the targets that are mined.
         freeze_backbone: train the rank tokens and the head only.
     """
@@ -122,6 +124,7 @@ class RankConfig:
     weight: float = 1.0
     negatives: int = 15
     positions: int = 1
+    force_positive: bool = False
     mine_unseen: bool = True
     freeze_backbone: bool = False
 

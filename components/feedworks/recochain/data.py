@@ -89,7 +89,7 @@ class RankBatch(NamedTuple):
 
     `item_BT` ends with the target; `length_B` counts the items before it. `candidate_BK` holds the target in
     column 0 and sampled beam members after it, -1 where there are none; `prior_BK` is the generator's
-    log-probability of each. `past_BF` is the full history.
+    log-probability of each. `past_BF` is the full history. `found_B`: the target is in the mined beam.
     """
 
     item_BT: Tensor
@@ -97,6 +97,7 @@ class RankBatch(NamedTuple):
     candidate_BK: Tensor
     prior_BK: Tensor
     past_BF: Tensor
+    found_B: Tensor
 
 
 def write_sequences(sequences: Sequences, path: Path) -> None:
@@ -206,6 +207,7 @@ def rank_batches(
                     torch.from_numpy(candidate),
                     torch.from_numpy(prior),
                     history_tensor(past, search_history),
+                    torch.from_numpy((examples.beam_NK[rows] == np.array(target)[:, None]).any(axis=1)),
                 )
             )
         return out

@@ -80,6 +80,12 @@ class RecoChain(nn.Module):
             vector_width=catalogue.vector_NV.shape[1],
         )
 
+    @torch.no_grad()
+    def set_prior(self, weight: float, bias: float) -> None:
+        """Set the map from the generator's log-probability to the click logit of an untrained head."""
+        self.prior_weight.fill_(weight)
+        self.rank_head.get_submodule("2").get_parameter("bias").fill_(bias)
+
     def train_only_generator(self) -> None:
         """Leave out what stage I does not use, so that DDP has a gradient for every parameter."""
         self.requires_grad_(True)

@@ -13,9 +13,11 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from feedworks.metrics import ranking
+from feedworks.nn.transformer import Prefix, select_rows
 from feedworks.recochain.catalogue import Catalogue
 from feedworks.recochain.config import RecoChainConfig
 from feedworks.recochain.data import (
@@ -86,6 +88,7 @@ def train_stage_two(
     state_dir: Path,
 ) -> FitResult:
     """Train ranker and generator together; the best epoch is that of the best reranked NDCG@10."""
+    calibrate(model, sequences, examples, forced=config.rank.force_positive)
     model.train_both(freeze_backbone=config.rank.freeze_backbone)
     at = cache(catalogue.to)
 
@@ -132,10 +135,40 @@ def _joint_terms(
     states_BSD, prefix = module.prefill(batch.item_BT, batch.length_B, catalogue)
     code_PL = catalogue.code_NL[batch.item_BT[batch.item_BT != PAD]]
     generation = generation_loss(module.target_logits(states_BSD, batch.item_BT), code_PL)
-    found = retrieve(batch.candidate_BK, batch.past_BF, catalogue.vector_NV, config.search.retrieved)
-    logits_BK = module.rank(prefix, batch.candidate_BK, batch.prior_BK, found, catalogue)
-    rank = rank_loss(logits_BK, batch.candidate_BK != PAD, config.rank.loss)
+    rank = _rank_term(module, batch, prefix, catalogue, config)
     return {"loss": generation + config.rank.weight * rank, "generation": generation, "rank": rank}
+
+
+def _rank_term(
+    module: RecoChain, batch: RankBatch, prefix: Prefix, catalogue: Catalogue, config: RecoChainConfig
+) -> Tensor:
+    """The ranking loss over the rows whose target the beam holds, or over all with forced positives."""
+    kept_B = torch.ones_like(batch.found_B) if config.rank.force_positive else batch.found_B
+    row_H = kept_B.nonzero().squeeze(1)
+    if not len(row_H):
+        return prefix.layers[0].key.sum() * 0
+    candidate_HK = batch.candidate_BK[row_H]
+    found = retrieve(candidate_HK, batch.past_BF[row_H], catalogue.vector_NV, config.search.retrieved)
+    prior_HK = batch.prior_BK[row_H]
+    logits_HK = module.rank(select_rows(prefix, row_H), candidate_HK, prior_HK, found, catalogue)
+    return rank_loss(logits_HK, candidate_HK != PAD, config.rank.loss)
+
+
+def calibrate(model: RecoChain, sequences: Sequences, examples: Examples, *, forced: bool) -> None:
+    """Start the ranker at the best monotone map from the generator's log-probability to a click logit.
+
+    One-dimensional logistic regression over the mined candidates; with an untrained head the reranked order
+    is then the generated one. Without it the first epochs go into a bias.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    target_N = sequences.item[sequences.start[examples.user_N] + examples.position_N]
+    label_NK = examples.beam_NK == target_N[:, None]
+    kept_NK = (examples.beam_NK >= 0) & (label_NK.any(axis=1)[:, None] | forced)
+    if not label_NK[kept_NK].any():
+        return
+    fitted = LogisticRegression(C=1e6).fit(examples.score_NK[kept_NK][:, None], label_NK[kept_NK])
+    model.set_prior(max(float(fitted.coef_[0, 0]), 1e-3), float(fitted.intercept_[0]))
 
 
 def _monitor(
