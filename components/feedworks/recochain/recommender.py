@@ -6,6 +6,7 @@ Shape legend: B requests, T history items, M items with a vector of their own, V
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,6 +97,8 @@ class Recommender:
             known = [self._number.get(item, extra.get((place, item), -1)) for item in request.history]
             skipped = [item for item, row in zip(request.history, known, strict=True) if row < 0]
             kept = [row for row in known if row >= 0]
+            if self._config.dedup_consecutive:  # as in training
+                kept = [row for row, _ in groupby(kept)]
             if kept:
                 numbers.append(kept)
                 asked.append((place, skipped))
