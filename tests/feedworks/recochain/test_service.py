@@ -6,9 +6,6 @@ import asyncio
 import json
 import os
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,26 +14,18 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from feedworks.errors import FeedworksError
 from feedworks.recochain.recommender import Recommender, Request
+from feedworks.serving.server import running_server
 
 ROOT = Path(__file__).resolve().parents[3]
 TARGET = "feedworks.recochain.service:RecoChainService"
 UNKNOWN = 10**6
 
 
-def command(port: int) -> list[str]:
-    return [sys.executable, "-m", "bentoml", "serve", TARGET, "--host", "127.0.0.1", "--port", str(port)]
-
-
 def environment(model: Path) -> dict[str, str]:
     sources = os.pathsep.join([str(ROOT / "components"), str(ROOT / "kernels")])
-    return {
-        **os.environ,
-        "PYTHONPATH": sources,
-        "OMP_NUM_THREADS": "1",
-        "BENTOML_DO_NOT_TRACK": "True",
-        "FEEDWORKS_MODEL_DIR": str(model),
-    }
+    return {"PYTHONPATH": sources, "FEEDWORKS_MODEL_DIR": str(model)}
 
 
 @pytest.fixture(scope="module")
@@ -47,31 +36,8 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(packaged_model: Path, log: Path) -> Iterator[str]:
     """A running service of the packaged model."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command(port), env=environment(packaged_model), stdout=output, stderr=subprocess.STDOUT
-        )
-        try:
-            _wait_until_ready(process, f"http://127.0.0.1:{port}", log)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            assert process.wait(30) is not None
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    deadline_s = time.monotonic() + 120
-    while time.monotonic() < deadline_s:
-        assert process.poll() is None, log.read_text()
-        try:
-            if httpx.get(f"{address}/readyz", trust_env=False, timeout=1).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.1)
-    pytest.fail(f"not ready after 120 s: {log.read_text()}")
+    with running_server(TARGET, environment(packaged_model), log) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -326,11 +292,13 @@ def test_a_broken_model_ends_the_start_with_one_line(
         weights.write_bytes(weights.read_bytes()[:-100])
     else:
         (folder / "config.json").write_text("{}")
-    result = subprocess.run(
-        command(1), env=environment(folder), capture_output=True, text=True, timeout=120, check=False
-    )
-    assert result.returncode != 0
-    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    log = tmp_path / "log"
+    with (
+        pytest.raises(FeedworksError, match="the service ended with code 1"),
+        running_server(TARGET, environment(folder), log),
+    ):
+        pass
+    lines = [line for line in log.read_text().splitlines() if line.startswith("Error: ")]
     assert len(lines) == 1
     assert str(folder) in lines[0]
-    assert "Traceback" not in result.stderr
+    assert "Traceback" not in log.read_text()
