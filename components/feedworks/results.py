@@ -14,15 +14,18 @@ def publish(evaluation: Path, model: Path | None, out_dir: Path) -> None:
 
     Args:
         evaluation: a folder with metrics.json and report.html.
-        model: the packaged model; None where the gate kept it back, and an earlier one, which would stand
-            beside metrics that are not its own, goes.
+        model: the packaged model; None where the gate kept it back. Beside an earlier model, metrics and
+            report then go to `out_dir/rejected`, so that the earlier results stay together.
         out_dir: where the results go.
     """
+    kept = model is None and (out_dir / "model").exists()
     for name in ("metrics.json", "report.html"):
-        write_bytes(out_dir / name, (evaluation / name).read_bytes())
+        target = out_dir / "rejected" / name if kept else out_dir / name
+        write_bytes(target, (evaluation / name).read_bytes())
     if model is None:
-        shutil.rmtree(out_dir / "model", ignore_errors=True)
-        say("the gate kept the model back: see gate.min_gain and test/rerank_gain in metrics.json")
+        where = f"; the earlier model stays, this run's metrics are in {out_dir / 'rejected'}" if kept else ""
+        say(f"the gate kept the model back: see gate and rerank_gain in metrics.json{where}")
         return
+    shutil.rmtree(out_dir / "rejected", ignore_errors=True)
     with atomic_folder(out_dir / "model") as folder:
         shutil.copytree(model, folder, dirs_exist_ok=True)

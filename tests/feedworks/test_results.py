@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+
+from feedworks.results import publish
+
+
+def written(folder: Path, text: str, *, model: bool) -> tuple[Path, Path | None]:
+    for name in ("metrics.json", "report.html"):
+        (folder / "evaluation").mkdir(parents=True, exist_ok=True)
+        (folder / "evaluation" / name).write_text(text)
+    if not model:
+        return folder / "evaluation", None
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text(text)
+    return folder / "evaluation", folder / "model"
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_a_model_that_passes_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
+    publish(*written(tmp_path / "first", "first", model=True), tmp_path / "out")
+    publish(*written(tmp_path / "weak", "weak", model=False), tmp_path / "out")
+    publish(*written(tmp_path / "second", "second", model=True), tmp_path / "out")
+    assert contents(tmp_path / "out") == dict.fromkeys(
+        ("metrics.json", "report.html", "model/config.json"), "second"
+    )
+
+
+def test_a_rejected_model_leaves_the_earlier_results_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(*written(tmp_path / "first", "first", model=True), tmp_path / "out")
+    publish(*written(tmp_path / "weak", "weak", model=False), tmp_path / "out")
+    assert contents(tmp_path / "out") == {
+        "metrics.json": "first",
+        "report.html": "first",
+        "model/config.json": "first",
+        "rejected/metrics.json": "weak",
+        "rejected/report.html": "weak",
+    }
+    assert "the earlier model stays" in capsys.readouterr().err
+
+
+def test_a_first_model_that_is_rejected_still_shows_its_metrics(tmp_path: Path) -> None:
+    publish(*written(tmp_path / "weak", "weak", model=False), tmp_path / "out")
+    assert contents(tmp_path / "out") == {"metrics.json": "weak", "report.html": "weak"}
