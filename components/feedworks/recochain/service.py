@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import bentoml
 import torch
@@ -24,6 +24,7 @@ from feedworks.recochain.recommender import Recommender, Request, Response
 from feedworks.serving.batching import MicroBatcher, OverloadedError
 from feedworks.serving.counters import counters
 from feedworks.serving.limits import JsonLimits
+from feedworks.serving.route import JsonRoute
 
 MODEL_DIR = "FEEDWORKS_MODEL_DIR"
 MODEL_TAG = "recochain:latest"
@@ -110,13 +111,25 @@ class RecoChainService:
     @bentoml.api
     async def recommend(self, query: Query, /) -> Recommendations:
         """Recommend `k` items that continue a history."""
+        try:
+            return await self.answer(query)
+        except OverloadedError as error:
+            raise ServiceUnavailable(str(error)) from None
+
+    async def answer(self, query: Query) -> Recommendations:
+        """Check what only the loaded model can tell, wait for the batch, count.
+
+        Raises:
+            ValidationError: k is beyond the beam, or a vector has another width than the model's.
+            OverloadedError: too many requests are waiting.
+        """
         start_s = time.perf_counter()
         self._check(query)
         try:
             response = await self._batcher.submit(Request(query.history, query.k, query.vectors))
-        except OverloadedError as error:
+        except OverloadedError:
             self._counters.requests.labels("overloaded").inc()
-            raise ServiceUnavailable(str(error)) from None
+            raise
         self._count(response, time.perf_counter() - start_s)
         items = [Item.model_construct(**item._asdict()) for item in response.items]
         return Recommendations.model_construct(
@@ -146,8 +159,18 @@ class RecoChainService:
         self._counters.latency_s.observe(seconds)
 
 
+async def answer_json(body: bytes) -> bytes:
+    """Answer one request in JSON by the service of this process."""
+    recommendations: Recommendations = await bentoml.get_current_service().answer(
+        Query.model_validate_json(body)
+    )
+    return recommendations.model_dump_json().encode()
+
+
 # The decorator is typed as if it returned the class.
-RecoChainService.add_asgi_middleware(JsonLimits, max_body_bytes=MAX_BODY_BYTES)  # type: ignore[attr-defined]
+_service: Any = RecoChainService
+_service.add_asgi_middleware(JsonLimits, max_body_bytes=MAX_BODY_BYTES)
+_service.add_asgi_middleware(JsonRoute, path="/recommend", answer=answer_json)
 
 
 def _detail(location: tuple[str | int, ...], message: str, value: int) -> InitErrorDetails:

@@ -12,7 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import ValidationError
 
 from feedworks.errors import FeedworksError
 from feedworks.recochain.recommender import Recommender, Request
@@ -302,3 +304,21 @@ def test_a_broken_model_ends_the_start_with_one_line(
     assert len(lines) == 1
     assert str(folder) in lines[0]
     assert "Traceback" not in log.read_text()
+
+
+def test_the_method_answers_what_the_route_answers(
+    packaged_model: Path, recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEEDWORKS_MODEL_DIR", str(packaged_model))
+    from feedworks.recochain.service import Query, RecoChainService
+
+    threads = torch.get_num_threads()
+    service = RecoChainService()
+    try:
+        answer = asyncio.run(service.recommend(Query(history=[1, UNKNOWN], k=3)))
+        with pytest.raises(ValidationError, match="at most"):
+            asyncio.run(service.recommend(Query(history=[1], k=21)))
+    finally:
+        service.close()
+        torch.set_num_threads(threads)
+    assert_same(answer.model_dump(mode="json"), expected(recommender, Request([1, UNKNOWN], 3)))
