@@ -306,6 +306,8 @@ def test_a_broken_model_ends_the_start_with_one_line(
     assert "Traceback" not in log.read_text()
 
 
+# BentoML's own import; in the tests above it happens in the server's process.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_method_answers_what_the_route_answers(
     packaged_model: Path, recommender: Recommender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
