@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from feedworks.errors import ModelError
 from feedworks.nn.transformer import LayerCache, Prefix, select_branches
 from feedworks.recochain.catalogue import Catalogue
 from feedworks.recochain.config import SearchConfig
@@ -65,6 +66,9 @@ def beam_search(
         state_BD: the state before the first code, see `RecoChain.next_state`.
         catalogue: holds the trie; nothing outside of it is ever returned.
         config: beam width and normalisation.
+
+    Raises:
+        ModelError: the model's logits are NaN or infinite.
     """
     num_rows, device = state_BD.shape[0], state_BD.device
     node = torch.zeros(num_rows, 1, dtype=torch.long, device=device)
@@ -73,7 +77,10 @@ def beam_search(
     state, branch = state_BD.unsqueeze(1), None
     row_B1 = torch.arange(num_rows, device=device).unsqueeze(1)
     for number, level in enumerate(catalogue.trie.levels):
-        step = _step(model, number, level, state, score, node, config)
+        try:
+            step = _step(model, number, level, state, score, node, config)
+        except ValueError as error:
+            raise ModelError(f"the model cannot generate ({error}); train it with a lower lr") from None
         score, node = step.score_BW, step.node_BW
         code = torch.cat((code[row_B1, step.parent_BW], step.code_BW.unsqueeze(-1)), dim=-1)
         if number + 1 < catalogue.num_levels:
