@@ -17,6 +17,7 @@ import pyarrow as pa
 from feedworks.baselines.counting import ItemKNN, popularity, repeat_recent, without_seen
 from feedworks.baselines.sasrec import rank_items
 from feedworks.metrics import ranking
+from feedworks.metrics.codebook import collision_rate
 from feedworks.metrics.diversity import coverage
 from feedworks.metrics.ranking import Interval
 from feedworks.nn.sasrec import SASRec
@@ -106,6 +107,7 @@ def evaluate_all(inputs: Inputs, config: RecoChainConfig) -> Evaluated:
         "test/beam_recall": float((ranks["generation"] > 0).mean()),
         "test/stage_one/beam_recall": float((stage_one_rank > 0).mean()),
         "test/invalid_sid_rate": scored.invalid_rate,
+        "catalogue/collision_rate": collision_rate(inputs.catalogue.code_NL.cpu().numpy()),
     }
     sweep = _sweep(inputs, config)
     for row in sweep:

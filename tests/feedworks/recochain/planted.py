@@ -32,7 +32,7 @@ SETTINGS = (
     *("tokenizer.levels=2", "search.beam=16", "search.retrieved=5"),
     *("model.width=32", "model.hidden=64", "model.dropout=0", "evaluation.monitor_users=50"),
     *("generator.epochs=8", "generator.eval_every=99", "rank.mine_unseen=false", "rank.negatives=11"),
-    *("joint.epochs=6", "joint.eval_every=99", "joint.lr=3e-3", "joint.batch_size=32"),
+    *("joint.epochs=10", "joint.eval_every=99", "joint.lr=3e-3", "joint.batch_size=32"),
 )
 
 
