@@ -151,6 +151,9 @@ def test_the_other_options_run_to_a_model_that_answers(data, tmp_path):
         for retrieved in (0, 3):
             key = f"valid/sweep/beam{beam}_retrieved{retrieved}"
             assert {f"{key}/generation", f"{key}/rerank", f"{key}/gain/ci_low"} <= metrics.keys()
+    report = (tmp_path / "report.html").read_text()
+    assert "Beam and retrieval length" in report
+    assert "own history are left out" in report
     recommender = Recommender.load(tmp_path / "model")
     history = [1, 2, 3, 1]
     (response,) = recommender.recommend([Request(history, 10)])

@@ -1,0 +1,54 @@
+"""Named setups, overrides, and settings that cannot work."""
+
+from __future__ import annotations
+
+import pytest
+
+from feedworks.configuration import flatten, from_json, to_json
+from feedworks.errors import ConfigError
+from feedworks.recochain.config import PRESETS, RecoChainConfig, resolve
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_setup_is_valid_and_reads_back(preset):
+    config = resolve(preset)
+    assert from_json(RecoChainConfig, to_json(config)) == config
+    assert config.model.width % (2 * config.model.num_heads) == 0
+
+
+def test_the_published_settings():
+    paper = resolve("paper")
+    assert (paper.search.beam, paper.max_history, paper.search.retrieved) == (20, 32, 10)
+    assert (paper.tokenizer.levels, paper.tokenizer.codes) == (3, 8192)
+    assert paper.rank.weight == 1.0
+    assert paper.rank.negatives == 15
+
+
+def test_overrides_reach_every_level():
+    config = resolve("tiny", ["seed=4", "search.beam=7", "vectors.sources=text,given", "vectors.weights=1,2"])
+    assert (config.seed, config.search.beam, config.vectors.sources) == (4, 7, ("text", "given"))
+    assert flatten(config)["search.beam"] == 7
+    assert resolve("tiny").search.beam != 7
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("min_events=2", "min_events=2: expected at least 3"),
+        ("user_fraction=0", "user_fraction=0.0: expected a share"),
+        ("user_fraction=1.5", "expected a share"),
+        ("vectors.sources=", r"vectors\.sources"),
+        ("rank.loss=hinge", r"rank\.loss"),
+        ("search.normalise=all", r"search\.normalise"),
+        ("search.beams=3", r"unknown setting 'search\.beams'.*search\.beam"),
+        ("search.beam=many", r"search\.beam"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(override, said):
+    with pytest.raises(ConfigError, match=said):
+        resolve("tiny", [override])
+
+
+def test_an_unknown_setup_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match="unknown preset 'huge'; known presets: tiny, small, paper"):
+        resolve("huge")
