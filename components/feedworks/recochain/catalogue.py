@@ -7,6 +7,7 @@ Shape legend: N items, L levels, V width of a vector.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Catalogue:
             what an item's probability is, given its semantic ID.
         trie: the set of existing semantic IDs.
         num_known: items that were there in training; `with_unseen` appends others.
+        block_widths: widths of the parts of a vector, one for each source.
     """
 
     item_id_N: Tensor
@@ -46,12 +48,19 @@ class Catalogue:
     log_share_N: Tensor
     trie: Trie
     num_known: int
+    block_widths: tuple[int, ...]
 
     @classmethod
     def build(
-        cls, item_id_N: Tensor, code_NL: Tensor, vector_NV: Tensor, count_N: Tensor, num_codes: int
+        cls,
+        item_id_N: Tensor,
+        code_NL: Tensor,
+        vector_NV: Tensor,
+        count_N: Tensor,
+        num_codes: int,
+        block_widths: Sequence[int] | None = None,
     ) -> Catalogue:
-        """Index the semantic IDs of all items."""
+        """Index the semantic IDs of all items; without widths a vector is one block."""
         trie = Trie.build(code_NL, num_codes)
         node_N = trie.find(code_NL)
         log_share_N = _log_share(node_N, count_N, trie.num_sids)
@@ -61,7 +70,8 @@ class Catalogue:
             nodes.append(node_N)
         node_NL = torch.stack(nodes[::-1], dim=1)
         known = len(code_NL)
-        return cls(item_id_N, code_NL, vector_NV, count_N, node_NL, log_share_N, trie, known)
+        widths = tuple(block_widths or (vector_NV.shape[1],))
+        return cls(item_id_N, code_NL, vector_NV, count_N, node_NL, log_share_N, trie, known, widths)
 
     @property
     def num_codes(self) -> int:
@@ -78,6 +88,7 @@ class Catalogue:
         tensors = {f"trie.{name}": tensor for name, tensor in self.trie.tensors().items()}
         for name in _COLUMNS:
             tensors[name] = getattr(self, name)
+        tensors["block_widths"] = torch.tensor(self.block_widths)
         save_tensors(folder / FILE, tensors)
 
     @classmethod
@@ -97,12 +108,15 @@ class Catalogue:
             ) from None
         item_id_N, code_NL, vector_NV, count_N, node_NL, log_share_N = columns
         index, known = Trie.from_tensors(trie), len(item_id_N)
-        return cls(item_id_N, code_NL, vector_NV, count_N, node_NL, log_share_N, index, known)
+        widths = tuple(tensors["block_widths"].tolist())
+        return cls(item_id_N, code_NL, vector_NV, count_N, node_NL, log_share_N, index, known, widths)
 
     def to(self, device: torch.device | str) -> Catalogue:
         """Return the same catalogue on `device`."""
         moved: dict[str, Tensor] = {name: getattr(self, name).to(device) for name in _COLUMNS}
-        return Catalogue(**moved, trie=self.trie.to(device), num_known=self.num_known)
+        return Catalogue(
+            **moved, trie=self.trie.to(device), num_known=self.num_known, block_widths=self.block_widths
+        )
 
     def with_unseen(self, item_id_M: Tensor, code_ML: Tensor, vector_MV: Tensor) -> Catalogue:
         """Append items that may stand in a history but are never recommended."""
@@ -115,6 +129,7 @@ class Catalogue:
             torch.cat((self.log_share_N, torch.zeros_like(vector_MV[:, 0]))),
             trie=self.trie,
             num_known=self.num_known,
+            block_widths=self.block_widths,
         )
 
 

@@ -246,7 +246,7 @@ def small() -> RecoChainConfig:
         vectors=VectorConfig(sources=("text", "collaborative"), weights=(1.0, 1.0)),
         tokenizer=TokenizerConfig(),
         model=ModelConfig(),
-        search=SearchConfig(retrieved=5),
+        search=SearchConfig(),
         generator=TrainConfig(
             epochs=9,
             batch_size=128,
@@ -257,10 +257,10 @@ def small() -> RecoChainConfig:
             grad_clip=1.0,
             eval_every=3,
         ),
-        rank=RankConfig(negatives=11),
+        rank=RankConfig(negatives=19),
         joint=TrainConfig(
-            epochs=2,
-            batch_size=64,
+            epochs=4,
+            batch_size=128,
             lr=1e-3,
             weight_decay=0.05,
             warmup_steps=50,
@@ -268,9 +268,9 @@ def small() -> RecoChainConfig:
             grad_clip=1.0,
         ),
         sasrec=SasrecConfig(),
-        sasrec_training=TrainConfig(epochs=30, batch_size=128, lr=4e-3, eval_every=5),
+        sasrec_training=TrainConfig(epochs=40, batch_size=128, lr=4e-3, eval_every=5),
         evaluation=EvaluationConfig(
-            sweep_beams=(10, 20, 40), sweep_retrieved=(0, 5, 10, 20), sweep_users=2000
+            sweep_beams=(10, 20, 40), sweep_retrieved=(0, 5, 10, 20), sweep_users=1000
         ),
         gate=GateConfig(),
     )

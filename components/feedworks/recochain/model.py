@@ -10,6 +10,7 @@ F items of the full history, N items, V width of an item vector, P positions wit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,8 @@ from feedworks.recochain.catalogue import Catalogue
 from feedworks.recochain.config import ModelConfig
 
 PAD = -1
+NUM_SIMILARITIES = 4
+LATEST = 3
 
 
 class Retrieved(NamedTuple):
@@ -39,10 +42,18 @@ class RecoChain(nn.Module):
         num_levels: L.
         num_codes: C.
         vector_width: V.
+        num_blocks: parts of a vector that come from different sources.
     """
 
     def __init__(
-        self, config: ModelConfig, *, num_items: int, num_levels: int, num_codes: int, vector_width: int
+        self,
+        config: ModelConfig,
+        *,
+        num_items: int,
+        num_levels: int,
+        num_codes: int,
+        vector_width: int,
+        num_blocks: int = 1,
     ) -> None:
         super().__init__()
         self.config = config
@@ -62,7 +73,9 @@ class RecoChain(nn.Module):
         self.rank_token = nn.Embedding(3, width)  # behaviour, candidate, missing behaviour
         self.similarity = nn.Embedding(config.similarity_buckets, width)
         self.rank_head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
-        self.prior_weight = nn.Parameter(torch.ones(()))
+        # The evidence: the generator's log-probability, and NUM_SIMILARITIES of each block of the vectors.
+        self.evidence = nn.Linear(1 + NUM_SIMILARITIES * num_blocks, 1)
+        self.set_evidence([1.0], 0.0)
         nn.init.zeros_(self.rank_head.get_submodule("2").get_parameter("weight"))
         self.dropout = nn.Dropout(config.dropout)
         tables = (self.code, self.item, self.vector, self.rank_token, self.similarity)
@@ -78,13 +91,15 @@ class RecoChain(nn.Module):
             num_levels=catalogue.num_levels,
             num_codes=catalogue.num_codes,
             vector_width=catalogue.vector_NV.shape[1],
+            num_blocks=len(catalogue.block_widths),
         )
 
     @torch.no_grad()
-    def set_prior(self, weight: float, bias: float) -> None:
-        """Set the map from the generator's log-probability to the click logit of an untrained head."""
-        self.prior_weight.fill_(weight)
-        self.rank_head.get_submodule("2").get_parameter("bias").fill_(bias)
+    def set_evidence(self, weights: Sequence[float], bias: float) -> None:
+        """Set the click logit of an untrained head: weights of the evidence, missing ones 0."""
+        self.evidence.weight.zero_()
+        self.evidence.weight[0, : len(weights)] = torch.tensor(weights)
+        self.evidence.bias.fill_(bias)
 
     def train_only_generator(self) -> None:
         """Leave out what stage I does not use, so that DDP has a gradient for every parameter."""
@@ -163,8 +178,8 @@ class RecoChain(nn.Module):
     ) -> Tensor:
         """Click logits `(B, K)` of candidates.
 
-        The head corrects the generator: its last layer starts at zero, so that an untrained ranker keeps the
-        generated order.
+        A linear map of the evidence gives the start and the head corrects it: the head's last layer starts at
+        zero, so that an untrained ranker keeps the generated order.
 
         Args:
             prefix: the prefilled histories.
@@ -185,11 +200,12 @@ class RecoChain(nn.Module):
         )
         states_BK1D, _ = self.decoder.extend(x_BKQD, prefix, branch, last_only=True)
         logits_BK: Tensor = self.rank_head(states_BK1D[:, :, 0]).squeeze(-1)
-        return logits_BK + self.prior_weight * prior_BK.to(logits_BK.dtype)
+        evidence_BKJ = evidence(candidate_BK, prior_BK, retrieved, catalogue)
+        total_BK: Tensor = logits_BK + self.evidence(evidence_BKJ).squeeze(-1)
+        return total_BK
 
-    def _rank_parts(self) -> list[nn.Parameter]:
-        modules = (self.rank_token, self.similarity, self.rank_head)
-        return [self.prior_weight, *(parameter for module in modules for parameter in module.parameters())]
+    def _rank_parts(self) -> tuple[nn.Module, ...]:
+        return self.rank_token, self.similarity, self.rank_head, self.evidence
 
     def _behaviour_tokens(self, retrieved: Retrieved, catalogue: Catalogue) -> Tensor:
         item = retrieved.item_BKM
@@ -236,3 +252,36 @@ def retrieve(candidate_BK: Tensor, past_BF: Tensor, vector_NV: Tensor, count: in
     return Retrieved(
         F.pad(item_BKM, (0, missing), value=PAD), F.pad(similarity_BKM, (0, missing), value=-1.0)
     )
+
+
+def evidence(candidate_BK: Tensor, prior_BK: Tensor, retrieved: Retrieved, catalogue: Catalogue) -> Tensor:
+    """What speaks for a candidate without any learning: `(B, K, 1 + NUM_SIMILARITIES * blocks)`.
+
+    The generator's log-probability; then for each block of the vectors the cosine with the retrieved
+    behaviours: the largest, that of the latest, the largest of the `LATEST` latest, the mean; 0 where nothing
+    was retrieved.
+    """
+    columns = [prior_BK.unsqueeze(-1).to(catalogue.vector_NV.dtype)]
+    real_BKM = retrieved.item_BKM != PAD
+    if not retrieved.item_BKM.shape[-1]:
+        empty = columns[0].new_zeros(*candidate_BK.shape, NUM_SIMILARITIES * len(catalogue.block_widths))
+        return torch.cat((columns[0], empty), dim=-1)
+    behind_BKM = real_BKM.flip(-1).cumsum(-1).flip(-1)  # 1 for the latest real behaviour
+    candidates = catalogue.vector_NV[candidate_BK.clamp_min(0)].split_with_sizes(
+        catalogue.block_widths, dim=-1
+    )
+    behaviours = catalogue.vector_NV[retrieved.item_BKM.clamp_min(0)].split_with_sizes(
+        catalogue.block_widths, dim=-1
+    )
+    for own_BKV, other_BKMV in zip(candidates, behaviours, strict=True):
+        cosine_BKM = F.cosine_similarity(own_BKV.unsqueeze(2), other_BKMV, dim=-1)
+        for kept in (real_BKM, real_BKM & (behind_BKM == 1), real_BKM & (behind_BKM <= LATEST)):
+            columns.append(_largest(cosine_BKM, kept))
+        count = real_BKM.sum(dim=-1, keepdim=True).clamp_min(1)
+        columns.append(cosine_BKM.masked_fill(~real_BKM, 0).sum(dim=-1, keepdim=True) / count)
+    return torch.cat(columns, dim=-1)
+
+
+def _largest(cosine_BKM: Tensor, kept_BKM: Tensor) -> Tensor:
+    largest = cosine_BKM.masked_fill(~kept_BKM, -torch.inf).amax(dim=-1, keepdim=True)
+    return largest.masked_fill(largest == -torch.inf, 0)

@@ -26,11 +26,12 @@ from feedworks.recochain.data import (
     RankBatch,
     Sequences,
     generator_batches,
+    history_tensor,
     rank_batches,
     rank_positions,
 )
 from feedworks.recochain.losses import generation_loss, rank_loss
-from feedworks.recochain.model import PAD, RecoChain, retrieve
+from feedworks.recochain.model import PAD, RecoChain, evidence, retrieve
 from feedworks.recochain.scoring import Window, score_targets, score_users
 from feedworks.training.loop import FitResult, fit
 from feedworks.training.seed import numpy_generator
@@ -88,7 +89,7 @@ def train_stage_two(
     state_dir: Path,
 ) -> FitResult:
     """Train ranker and generator together; the best epoch is that of the best reranked NDCG@10."""
-    calibrate(model, sequences, examples, forced=config.rank.force_positive)
+    calibrate(model, sequences, examples, catalogue, config)
     model.train_both(freeze_backbone=config.rank.freeze_backbone)
     at = cache(catalogue.to)
 
@@ -154,21 +155,38 @@ def _rank_term(
     return rank_loss(logits_HK, candidate_HK != PAD, config.rank.loss)
 
 
-def calibrate(model: RecoChain, sequences: Sequences, examples: Examples, *, forced: bool) -> None:
-    """Start the ranker at the best monotone map from the generator's log-probability to a click logit.
+@torch.no_grad()
+def calibrate(
+    model: RecoChain, sequences: Sequences, examples: Examples, catalogue: Catalogue, config: RecoChainConfig
+) -> None:
+    """Start the ranker as a logistic regression over the evidence for the mined candidates.
 
-    One-dimensional logistic regression over the mined candidates; with an untrained head the reranked order
-    is then the generated one. Without it the first epochs go into a bias.
+    Without it the first epochs go into a bias, and the network must find in a few thousand rows what a few
+    weights say.
     """
     from sklearn.linear_model import LogisticRegression
 
     target_N = sequences.item[sequences.start[examples.user_N] + examples.position_N]
     label_NK = examples.beam_NK == target_N[:, None]
-    kept_NK = (examples.beam_NK >= 0) & (label_NK.any(axis=1)[:, None] | forced)
-    if not label_NK[kept_NK].any():
+    row_H = np.flatnonzero(label_NK.any(axis=1))
+    if not len(row_H):
         return
-    fitted = LogisticRegression(C=1e6).fit(examples.score_NK[kept_NK][:, None], label_NK[kept_NK])
-    model.set_prior(max(float(fitted.coef_[0, 0]), 1e-3), float(fitted.intercept_[0]))
+    evidence_MJ, label_M = [], []
+    for rows in np.array_split(row_H, -(-len(row_H) // 256)):
+        past = [sequences.row(examples.user_N[i])[: examples.position_N[i]] for i in rows]
+        candidate_BK = torch.from_numpy(examples.beam_NK[rows])
+        past_BF = history_tensor(past, config.search_history)
+        found = retrieve(candidate_BK, past_BF, catalogue.vector_NV, config.search.retrieved)
+        prior_BK = torch.from_numpy(np.where(examples.beam_NK[rows] >= 0, examples.score_NK[rows], 0))
+        evidence_BKJ = evidence(candidate_BK, prior_BK, found, catalogue)
+        real_BK = candidate_BK != PAD
+        evidence_MJ.append(evidence_BKJ[real_BK].numpy())
+        label_M.append(label_NK[rows][real_BK.numpy()])
+    table, label = np.concatenate(evidence_MJ), np.concatenate(label_M)
+    mean, scale = table.mean(axis=0), table.std(axis=0) + 1e-6
+    fitted = LogisticRegression(max_iter=1000).fit((table - mean) / scale, label)
+    weights = fitted.coef_[0] / scale
+    model.set_evidence(weights.tolist(), float(fitted.intercept_[0] - weights @ mean))
 
 
 def _monitor(

@@ -85,7 +85,7 @@ def prepare(data_dir: Path, out_dir: Path, cfg: RecoChainConfig) -> Prepared:
         DataError: a table is missing, an event names an unknown item, too few users, or no vectors.
     """
     data = prepare_data(data_dir, cfg)
-    vectors = build_vectors(
+    vectors, widths = build_vectors(
         cfg.vectors,
         given=data.items["vector"].to_pylist(),
         text=data.items["text"].to_pylist(),
@@ -101,6 +101,7 @@ def prepare(data_dir: Path, out_dir: Path, cfg: RecoChainConfig) -> Prepared:
             "item_id": torch.from_numpy(data.items["item_id"].to_numpy().copy()),
             "count": torch.from_numpy(data.count_N),
             "vector": torch.from_numpy(vectors),
+            "block_widths": torch.tensor(widths),
         }
         write_tensors(folder / "items.safetensors", tensors)
         write_json(folder / "stats.json", found._asdict())
@@ -124,7 +125,14 @@ def assign_ids(prepared: Path, tokenizer: Path, out_dir: Path, cfg: RecoChainCon
     items = read_tensors(prepared / "items.safetensors")
     codebooks = Tokenizer.load(tokenizer)
     codes = codebooks.encode(items["vector"])
-    catalogue = Catalogue.build(items["item_id"], codes, items["vector"], items["count"], codebooks.num_codes)
+    catalogue = Catalogue.build(
+        items["item_id"],
+        codes,
+        items["vector"],
+        items["count"],
+        codebooks.num_codes,
+        items["block_widths"].tolist(),
+    )
     sizes = bucket_sizes(codes.numpy())
     report = {
         "num_sids": catalogue.trie.num_sids,

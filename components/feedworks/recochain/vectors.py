@@ -26,8 +26,10 @@ def build_vectors(
     text: Sequence[str | None],
     sequences: Sequences,
     seed: int,
-) -> FloatArray:
+) -> tuple[FloatArray, list[int]]:
     """Concatenate the configured sources, each of unit length times its weight: `(N, V)` of unit length.
+
+    Also returns the width of each source.
 
     Args:
         config: sources, weights, widths.
@@ -48,7 +50,7 @@ def build_vectors(
         else:
             part = collaborative_vectors(sequences, len(text), config, seed)
         parts.append(weight * unit_rows(part))
-    return unit_rows(np.concatenate(parts, axis=1))
+    return unit_rows(np.concatenate(parts, axis=1)), [part.shape[1] for part in parts]
 
 
 def given_vectors(given: Sequence[Sequence[float] | None]) -> FloatArray:

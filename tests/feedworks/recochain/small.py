@@ -14,7 +14,14 @@ from feedworks.recochain.model import RecoChain
 CONFIG = ModelConfig(width=16, num_layers=2, num_heads=2, hidden=24, dropout=0.0, similarity_buckets=8)
 
 
-def catalogue(*, num_items: int = 40, levels: int = 3, codes: int = 5, seed: int = 0) -> Catalogue:
+def catalogue(
+    *,
+    num_items: int = 40,
+    levels: int = 3,
+    codes: int = 5,
+    seed: int = 0,
+    block_widths: tuple[int, ...] = (6,),
+) -> Catalogue:
     """Random codes, so that some items share a semantic ID."""
     rng = np.random.default_rng(seed)
     vectors = torch.from_numpy(rng.standard_normal((num_items, 6), np.float32))
@@ -24,6 +31,7 @@ def catalogue(*, num_items: int = 40, levels: int = 3, codes: int = 5, seed: int
         vector_NV=torch.nn.functional.normalize(vectors, dim=1),
         count_N=torch.from_numpy(np.sort(rng.integers(0, 50, num_items))[::-1].copy()),
         num_codes=codes,
+        block_widths=block_widths,
     )
 
 

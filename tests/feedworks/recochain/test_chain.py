@@ -121,9 +121,10 @@ def test_a_model_that_fails_the_gate_is_kept_back(data, whole, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     metrics = run_chain.run(data, out, "gate.min_gain=9")
-    assert metrics == read_json(whole / "metrics.json")
-    assert (out / "report.html").is_file()
-    assert not (out / "model").exists()
+    assert metrics == read_json(out / "rejected" / "metrics.json")
+    assert (out / "rejected" / "report.html").is_file()
+    for name in ("metrics.json", "model/model.safetensors"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_other_data_are_another_run(whole, tmp_path):

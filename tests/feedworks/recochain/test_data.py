@@ -58,11 +58,17 @@ def _stage_one(made: Sequences, **settings: int):
     return generator_batches(made, **({"max_history": 4, "batch_size": 8, "seed": 0} | settings))
 
 
+def _beams(rows: int) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    beam = np.stack([rng.permutation(20)[:6] for _ in range(rows)])
+    beam[rng.random(beam.shape) < 0.2] = -1
+    return beam
+
+
 def _stage_two(made: Sequences, *, positions: int = 2, negatives: int = 3, epoch_seed: int = 0):
     user, position = rank_positions(made, positions)
-    rng = np.random.default_rng(1)
-    beam = np.stack([rng.permutation(20)[:6] for _ in user])
-    beam[rng.random(beam.shape) < 0.2] = -1
+    beam = _beams(len(user))
+    rng = np.random.default_rng(2)
     score = -rng.random(beam.shape).astype(np.float32)
     own = -rng.random(len(user)).astype(np.float32) - 1
     return rank_batches(
@@ -106,7 +112,7 @@ def test_stage_two_rows_hold_the_target_its_past_and_negatives_of_its_beam():
         beams.setdefault((*window, target), []).append((u, p))
     count = 0
     for batch in _stage_two(made)(0):
-        for item, length, candidate, prior, past in zip(*batch, strict=True):
+        for item, length, candidate, prior, past, found in zip(*batch, strict=True):
             real = item[item >= 0].tolist()
             target = real[-1]
             assert len(real) == length + 1
@@ -120,6 +126,8 @@ def test_stage_two_rows_hold_the_target_its_past_and_negatives_of_its_beam():
             assert target not in negatives
             assert len(set(negatives)) == len(negatives) <= 3
             assert (prior[1:][candidate[1:] < 0] == 0).all()
+            row = next(i for i, pair in enumerate(zip(user, position, strict=True)) if pair == (u, p))
+            assert bool(found) is bool((_beams(len(user))[row] == target).any())
             assert prior[0] < -1 < prior[1:].min()
             count += 1
     assert count == len(user)

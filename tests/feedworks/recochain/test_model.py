@@ -12,7 +12,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from feedworks.errors import ModelError
 from feedworks.recochain.config import SearchConfig
 from feedworks.recochain.losses import generation_loss, rank_loss
-from feedworks.recochain.model import PAD, RecoChain, Retrieved, retrieve
+from feedworks.recochain.model import (
+    LATEST,
+    NUM_SIMILARITIES,
+    PAD,
+    RecoChain,
+    Retrieved,
+    evidence,
+    retrieve,
+)
 from feedworks.recochain.search import generate, rerank
 from feedworks.training.checkpoint import load_model, save_model
 
@@ -44,8 +52,14 @@ def test_property_3_cached_branches_score_as_a_full_recompute(levels, item_token
                 assert cached[row, place] == -torch.inf
                 continue
             whole = _one_sequence(model, catalogue, HISTORIES[row, :length], item)
-            expected = whole + model.prior_weight * generated.candidates.score_BK[row, place]
+            expected = whole + _evidence_term(model, catalogue, row, item, generated, place)
             torch.testing.assert_close(cached[row, place], expected, rtol=1e-4, atol=1e-4)
+
+
+def _evidence_term(model, catalogue, row, item, generated, place) -> torch.Tensor:
+    one, prior = torch.tensor([[item]]), generated.candidates.score_BK[row, place][None, None]
+    found = retrieve(one, HISTORIES[row : row + 1], catalogue.vector_NV, SEARCH.retrieved)
+    return model.evidence(evidence(one, prior, found, catalogue))[0, 0, 0]
 
 
 def _one_sequence(model, catalogue, history, item) -> torch.Tensor:
@@ -264,7 +278,7 @@ def test_a_gradient_reaches_every_parameter_that_a_stage_trains(item_tokens):
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert trained == moved
-    assert not any(name.startswith(("prior", "rank", "similarity")) for name in trained)
+    assert not any(name.startswith(("evidence", "rank", "similarity")) for name in trained)
     model.zero_grad()
     model.train_both(freeze_backbone=False)
     (_stage_one(model, catalogue) + _stage_two(model, catalogue)).backward()
@@ -277,7 +291,7 @@ def test_a_frozen_backbone_trains_rank_tokens_and_head_alone():
     model.train_both(freeze_backbone=True)
     _stage_two(model, catalogue).backward()
     moved = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
-    assert moved == {"prior_weight", "rank_token", "similarity", "rank_head"}
+    assert moved == {"evidence", "rank_token", "similarity", "rank_head"}
     model.train_both(freeze_backbone=False)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
@@ -309,3 +323,38 @@ def test_saved_and_loaded_it_answers_the_same(tmp_path):
     larger = small.model(small.catalogue(num_items=41))
     with pytest.raises(ModelError, match="item"):
         load_model(tmp_path, larger)
+
+
+def test_evidence_equals_its_definition():
+    catalogue = small.catalogue(block_widths=(2, 4))
+    item_BK = torch.tensor([[2, 7], [4, PAD], [1, 3]])
+    prior_BK = torch.tensor([[-1.0, -2.0], [-3.0, 0.0], [-0.5, -4.0]])
+    found = retrieve(item_BK, HISTORIES, catalogue.vector_NV, 4)
+    table = evidence(item_BK, prior_BK, found, catalogue)
+    assert table.shape == (3, 2, 1 + 2 * NUM_SIMILARITIES)
+    for row in range(3):
+        for place in range(2):
+            if item_BK[row, place] == PAD:
+                continue
+            expected = [float(prior_BK[row, place])]
+            behind = [item for item in found.item_BKM[row, place].tolist() if item != PAD]
+            for low, high in ((0, 2), (2, 6)):
+                own = catalogue.vector_NV[item_BK[row, place], low:high]
+                cosines = [
+                    float(
+                        torch.nn.functional.cosine_similarity(own, catalogue.vector_NV[item, low:high], dim=0)
+                    )
+                    for item in behind
+                ]
+                mean = sum(cosines) / len(cosines)
+                expected += [max(cosines), cosines[-1], max(cosines[-LATEST:]), mean]
+            torch.testing.assert_close(table[row, place], torch.tensor(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_evidence_without_behaviours_is_the_prior_alone():
+    catalogue = small.catalogue()
+    item_BK = torch.tensor([[2], [4], [1]])
+    found = retrieve(item_BK, HISTORIES, catalogue.vector_NV, 0)
+    table = evidence(item_BK, torch.full((3, 1), -2.0), found, catalogue)
+    assert table[..., 0].eq(-2).all()
+    assert table[..., 1:].eq(0).all()

@@ -111,13 +111,13 @@ def stage_two(tmp_path, *overrides: str):
 
 def test_freezing_the_backbone_changes_rank_tokens_and_head_alone(tmp_path):
     changed, _ = stage_two(tmp_path, "rank.freeze_backbone=true")
-    assert changed == {"prior_weight", "rank_token", "similarity", "rank_head"}
+    assert changed == {"evidence", "rank_token", "similarity", "rank_head"}
 
 
 def test_without_freezing_everything_changes(tmp_path):
     changed, _ = stage_two(tmp_path)
     assert changed == {
-        *("prior_weight", "rank_token", "similarity", "rank_head"),
+        *("evidence", "rank_token", "similarity", "rank_head"),
         *("code", "item", "vector", "bos", "decoder"),
     }
 

@@ -17,7 +17,7 @@ def build(config: VectorConfig, made: Sequences, given=None, text=None) -> np.nd
     num_items = 6
     return build_vectors(
         config, given=given or [None] * num_items, text=text or [None] * num_items, sequences=made, seed=0
-    )
+    )[0]
 
 
 def two_groups(seed: int = 0) -> Sequences:
