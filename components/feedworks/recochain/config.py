@@ -64,6 +64,9 @@ class TokenizerConfig:
     balanced: bool = False
     normalise: bool = False
 
+    def __post_init__(self) -> None:
+        _at_least(1, "tokenizer", levels=self.levels, codes=self.codes, sample_size=self.sample_size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -87,6 +90,20 @@ class ModelConfig:
     item_tokens: bool = True
     similarity_buckets: int = 16
 
+    def __post_init__(self) -> None:
+        _at_least(
+            1,
+            "model",
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            hidden=self.hidden,
+            similarity_buckets=self.similarity_buckets,
+        )
+        if self.width < 1 or self.width % (2 * self.num_heads):
+            raise ConfigError(
+                f"model.width={self.width}: expected a multiple of 2 * num_heads = {2 * self.num_heads}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
@@ -103,6 +120,10 @@ class SearchConfig:
     retrieved: int = 10
     normalise: Literal["codebook", "children"] = "children"
     bucket_cap: int = 8
+
+    def __post_init__(self) -> None:
+        _at_least(1, "search", beam=self.beam, bucket_cap=self.bucket_cap)
+        _at_least(0, "search", retrieved=self.retrieved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +148,9 @@ class RankConfig:
     force_positive: bool = False
     mine_unseen: bool = True
     freeze_backbone: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least(1, "rank", negatives=self.negatives, positions=self.positions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +185,14 @@ class EvaluationConfig:
     sweep_users: int = 4000
     bootstrap: int = 1000
     batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if not self.cutoffs:
+            raise ConfigError("evaluation.cutoffs is empty: expected numbers such as 5,10")
+        _at_least(1, "evaluation", cutoffs=min(self.cutoffs), bootstrap=self.bootstrap)
+        _at_least(1, "evaluation", batch_size=self.batch_size, monitor_users=self.monitor_users)
+        _at_least(1, "evaluation", sweep_beams=min(self.sweep_beams, default=1), sweep_users=self.sweep_users)
+        _at_least(0, "evaluation", sweep_retrieved=min(self.sweep_retrieved, default=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +243,7 @@ class RecoChainConfig:
     gate: GateConfig
 
     def __post_init__(self) -> None:
+        _at_least(1, "", max_history=self.max_history, search_history=self.search_history)
         if self.min_events < 3:
             raise ConfigError(f"min_events={self.min_events}: expected at least 3 (train, validation, test)")
         if not 0 < self.user_fraction <= 1:
@@ -324,3 +357,10 @@ def resolve(preset: str, overrides: Sequence[str] = ()) -> RecoChainConfig:
     if preset not in PRESETS:
         raise ConfigError(f"unknown preset {preset!r}; known presets: {', '.join(PRESETS)}")
     return with_overrides(PRESETS[preset](), overrides)
+
+
+def _at_least(minimum: int, section: str, **values: int) -> None:
+    for name, value in values.items():
+        if value < minimum:
+            key = f"{section}.{name}" if section else name
+            raise ConfigError(f"{key}={value}: expected at least {minimum}")

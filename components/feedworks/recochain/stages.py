@@ -35,6 +35,7 @@ from feedworks.recochain.model import PAD, RecoChain, evidence, retrieve
 from feedworks.recochain.scoring import Window, score_targets, score_users
 from feedworks.training.loop import FitResult, fit
 from feedworks.training.seed import numpy_generator
+from feedworks.training.settings import seeded
 
 
 def train_stage_one(
@@ -59,7 +60,7 @@ def train_stage_one(
         batches=batches,
         num_batches=None,
         loss=loss,
-        config=config.generator,
+        config=seeded(config.generator, config.seed),
         state_dir=state_dir,
         evaluate=_monitor(sequences, catalogue, config, Window(config.max_history, 0, config.exclude_seen)),
         monitor="valid/generation/ndcg@10",
@@ -110,7 +111,7 @@ def train_stage_two(
         batches=batches,
         num_batches=None,
         loss=loss,
-        config=config.joint,
+        config=seeded(config.joint, config.seed),
         state_dir=state_dir,
         evaluate=_monitor(
             sequences,

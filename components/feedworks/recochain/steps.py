@@ -40,6 +40,7 @@ from feedworks.training.checkpoint import load_config_json, load_extra, load_mod
 from feedworks.training.checkpoint import save_tensors as write_tensors
 from feedworks.training.loop import FitResult
 from feedworks.training.seed import seed_everything
+from feedworks.training.settings import seeded
 
 
 class Prepared(NamedTuple):
@@ -191,9 +192,8 @@ def train_baseline(prepared: Path, out_dir: Path, cfg: RecoChainConfig) -> Train
     seed_everything(cfg.seed)
     model = _sasrec(cfg.sasrec, num_items)
     validation = Validation(sequences.histories("valid"), sequences.targets("valid"))
-    result = train_sasrec(
-        model, sequences.histories("train"), validation, cfg.sasrec_training, _state(out_dir)
-    )
+    settings = seeded(cfg.sasrec_training, cfg.seed)
+    result = train_sasrec(model, sequences.histories("train"), validation, settings, _state(out_dir))
     return _finish(out_dir, model, to_json(cfg.sasrec), result)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from feedworks.errors import ConfigError
@@ -65,6 +65,11 @@ class TrainConfig:
         _one_of("accelerator", self.accelerator, ("auto", "cpu", "cuda"))
         counted = self.devices == "auto" or (self.devices.isdigit() and int(self.devices) >= 1)
         _require(counted, "devices", self.devices, "auto or a count")
+
+
+def seeded(config: TrainConfig, seed: int) -> TrainConfig:
+    """Return the settings with a run's seed added to their own."""
+    return replace(config, seed=config.seed + seed)
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

@@ -52,3 +52,24 @@ def test_settings_that_cannot_work_are_refused(override, said):
 def test_an_unknown_setup_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match="unknown preset 'huge'; known presets: tiny, small, paper"):
         resolve("huge")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search.beam=0", "search.beam=0: expected at least 1"),
+        ("search.bucket_cap=0", "search.bucket_cap=0: expected at least 1"),
+        ("search.retrieved=-1", "search.retrieved=-1: expected at least 0"),
+        ("max_history=0", "max_history=0: expected at least 1"),
+        ("search_history=0", "search_history=0: expected at least 1"),
+        ("tokenizer.levels=0", "tokenizer.levels=0: expected at least 1"),
+        ("rank.positions=0", "rank.positions=0: expected at least 1"),
+        ("rank.negatives=0", "rank.negatives=0: expected at least 1"),
+        ("model.width=63", "model.width=63: expected a multiple"),
+        ("evaluation.cutoffs=", "evaluation.cutoffs is empty"),
+        ("evaluation.sweep_beams=0,10", "evaluation.sweep_beams=0: expected at least 1"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve("tiny", [override])
