@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported: on tensors this small a second thread only waits, and on a busy machine it waits
+# whole time slices (one test took 2 s with one thread and over 100 s with two).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -5,13 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
-import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +13,11 @@ import click
 
 from feedworks.cli.options import out_option, paper_argument
 from feedworks.cli.runs import run_paper, summary
-from feedworks.errors import ConfigError, FeedworksError, ModelError
+from feedworks.errors import ConfigError, ModelError
 from feedworks.papers import Paper
+from feedworks.serving.server import HOST, READY_WITHIN_S, running_server, server_command
 
-HOST = "127.0.0.1"
 MODEL_DIR = "FEEDWORKS_MODEL_DIR"
-READY_WITHIN_S = 60.0
 TOP_K = 10
 # On 2,000 synthetic users the gain of reranking is within noise of 0; the demo shows the gate open.
 DEMO_SETTINGS = ("gate.min_gain=-0.1",)
@@ -57,7 +50,8 @@ def demo(paper: Paper, out: Path) -> None:
     data = open_data("synthetic", out / "work" / "data")
     run_paper(paper, source=str(data), preset="tiny", overrides=DEMO_SETTINGS, out=out, runner="kfp")
     history = longest_history(data)
-    with running_service(paper, out / "model", out / "work" / "service.log") as address:
+    environment = {MODEL_DIR: str((out / "model").resolve())}
+    with running_server(_target(paper), environment, out / "work" / "service.log") as address:
         answer = post_json(f"{address}/recommend", {"history": history, "k": TOP_K})
     click.echo(f"\n{summary(out)}\n\nthe user's last items: {' '.join(map(str, history[-TOP_K:]))}")
     click.echo(f"top-{TOP_K} from the service (model {answer['model_tag']}):")
@@ -74,30 +68,7 @@ def service_command(paper: Paper, model: Path, port: int) -> tuple[list[str], di
     """
     if not (model / "config.json").is_file():
         raise ModelError(f"{model} holds no packaged model (no config.json); make one with `feedworks run`")
-    target = f"feedworks.{paper.name}.service:{paper.service}"
-    words = ["-m", "bentoml", "serve", target, "--host", HOST, "--port", str(port)]
-    return [sys.executable, *words], {**os.environ, MODEL_DIR: str(model.resolve())}
-
-
-@contextmanager
-def running_service(paper: Paper, model: Path, log: Path) -> Iterator[str]:
-    """Start the service of a packaged model on a free loopback port; yield its address; end it.
-
-    Raises:
-        FeedworksError: it ended or was not ready in time; the message names its log.
-    """
-    port = _free_port()
-    command, environment = service_command(paper, model, port)
-    address = f"http://{HOST}:{port}"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            _wait_until_ready(process, address, log)
-            yield address
-        finally:
-            process.terminate()
-            process.wait()
+    return server_command(_target(paper), port), {**os.environ, MODEL_DIR: str(model.resolve())}
 
 
 def post_json(url: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -120,17 +91,8 @@ def longest_history(data: Path) -> list[int]:
     return [int(item) for item in events.loc[events["user_id"] == user, "item_id"]]
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    deadline_s = time.monotonic() + READY_WITHIN_S
-    while time.monotonic() < deadline_s:
-        if process.poll() is not None:
-            raise FeedworksError(f"the service ended with code {process.returncode}; see {log}")
-        try:
-            with _direct().open(f"{address}/readyz", timeout=1.0):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise FeedworksError(f"the service was not ready after {READY_WITHIN_S:.0f} s; see {log}")
+def _target(paper: Paper) -> str:
+    return f"feedworks.{paper.name}.service:{paper.service}"
 
 
 def _direct() -> urllib.request.OpenerDirector:
@@ -145,10 +107,3 @@ def _require_free(port: int) -> None:
             probe.bind((HOST, port))
         except OSError:
             raise ConfigError(f"port {port} is taken; choose another with --port") from None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -7,7 +7,7 @@ README.md says why.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from feedworks.configuration import with_overrides
@@ -250,6 +250,10 @@ class RecoChainConfig:
             raise ConfigError(f"user_fraction={self.user_fraction}: expected a share in (0, 1]")
 
 
+# What the larger setups share: AdamW with decay, a cosine after the warm-up, clipped gradients.
+DECAYING = TrainConfig(epochs=1, batch_size=1, weight_decay=0.05, schedule="cosine", grad_clip=1.0)
+
+
 def tiny() -> RecoChainConfig:
     """Seconds on a laptop: the demo on synthetic events, and the tests."""
     return RecoChainConfig(
@@ -280,26 +284,9 @@ def small() -> RecoChainConfig:
         tokenizer=TokenizerConfig(),
         model=ModelConfig(),
         search=SearchConfig(),
-        generator=TrainConfig(
-            epochs=9,
-            batch_size=128,
-            lr=2e-3,
-            weight_decay=0.05,
-            warmup_steps=300,
-            schedule="cosine",
-            grad_clip=1.0,
-            eval_every=3,
-        ),
+        generator=replace(DECAYING, epochs=9, batch_size=128, lr=2e-3, warmup_steps=300, eval_every=3),
         rank=RankConfig(negatives=19),
-        joint=TrainConfig(
-            epochs=4,
-            batch_size=128,
-            lr=1e-3,
-            weight_decay=0.05,
-            warmup_steps=50,
-            schedule="cosine",
-            grad_clip=1.0,
-        ),
+        joint=replace(DECAYING, epochs=4, batch_size=128, lr=1e-3, warmup_steps=50),
         sasrec=SasrecConfig(),
         sasrec_training=TrainConfig(epochs=40, batch_size=128, lr=4e-3, eval_every=5),
         evaluation=EvaluationConfig(
@@ -311,33 +298,16 @@ def small() -> RecoChainConfig:
 
 def paper() -> RecoChainConfig:
     """The published beam 20, input 32 and retrieval 10 with 8,192 codes a level; wants a GPU."""
+    large = replace(DECAYING, precision="bf16-mixed")
     return RecoChainConfig(
         max_history=32,
         vectors=VectorConfig(sources=("given",), weights=(1.0,)),
         tokenizer=TokenizerConfig(codes=8192),
         model=ModelConfig(width=512, num_layers=8, num_heads=8, hidden=1365, dropout=0.1),
         search=SearchConfig(),
-        generator=TrainConfig(
-            epochs=10,
-            batch_size=512,
-            lr=1e-3,
-            weight_decay=0.05,
-            warmup_steps=1000,
-            schedule="cosine",
-            grad_clip=1.0,
-            precision="bf16-mixed",
-        ),
+        generator=replace(large, epochs=10, batch_size=512, lr=1e-3, warmup_steps=1000),
         rank=RankConfig(positions=2),
-        joint=TrainConfig(
-            epochs=2,
-            batch_size=256,
-            lr=3e-4,
-            weight_decay=0.05,
-            warmup_steps=500,
-            schedule="cosine",
-            grad_clip=1.0,
-            precision="bf16-mixed",
-        ),
+        joint=replace(large, epochs=2, batch_size=256, lr=3e-4, warmup_steps=500),
         sasrec=SasrecConfig(width=256),
         sasrec_training=TrainConfig(epochs=20, batch_size=256, lr=1e-3, patience=3),
         evaluation=EvaluationConfig(sweep_beams=(10, 20, 40), sweep_retrieved=(0, 5, 10, 20)),
