@@ -71,7 +71,9 @@ def test_a_failure_is_one_line_and_touches_no_earlier_result(out: Path, preset: 
     assert is_untouched(out)
 
 
-def test_a_closed_gate_reports_and_leaves_the_earlier_results(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_closed_gate_reports_and_leaves_the_earlier_results(
+    out: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run(out, "weak")
     assert (out / "rejected" / "report.html").read_text() == "<!doctype html>new"
     assert (out / "report.html").read_text() != "<!doctype html>new"
