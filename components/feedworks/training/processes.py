@@ -47,7 +47,7 @@ def launch(config: TrainConfig) -> Any:
     )
     fabric.launch()
     # Adam's moments of embedding rows that get no gradient decay through the denormal range, where a CPU is
-    # up to 100 times slower: one epoch of 33 s took 302 s.
+    # slower: 10 ms against 6 ms for one step of fused AdamW over denormal moments.
     torch.set_flush_denormal(True)
     return fabric
 
