@@ -20,8 +20,8 @@ from feedworks.recochain.model import PAD, RecoChain, retrieve
 from feedworks.recochain.trie import TrieLevel
 from feedworks_kernels import BeamStep, beam_step
 
-# Up to this share of the codes, the rows of the children are gathered instead of a product with all rows: on a
-# CPU a gathered row costs about as much as 20 rows of a product (an estimate from bandwidth, not a sweep).
+# Up to this share of the codes, the rows of the children are gathered instead of a product with all rows: a
+# gathered row costs a CPU about as much as 20 rows of a product (an estimate from bandwidth, not a sweep).
 FEW_CHILDREN = 1 / 16
 
 
