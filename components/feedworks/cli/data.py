@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
+OUT_HELP = "The data folder to write, in the place of an earlier one."
 
 
 @click.group()
@@ -25,44 +27,42 @@ def list_data() -> None:
 
 
 @data.command()
-@click.option("--out", type=FOLDER, required=True, help="The data folder to write.")
+@click.option("--out", type=FOLDER, required=True, help=OUT_HELP)
 @click.option("--users", "num_users", type=click.IntRange(min=1), default=2000, show_default=True)
 @click.option("--items", "num_items", type=click.IntRange(min=10), default=500, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def synth(out: Path, num_users: int, num_items: int, seed: int) -> None:
     """Write seeded synthetic events with planted structure."""
     from feedworks.contracts.synthetic import write_synthetic
-    from feedworks.storage import atomic_folder
+    from feedworks.datasets.folder import build_data
 
-    with atomic_folder(out) as folder:
-        write_synthetic(folder, num_users=num_users, num_items=num_items, seed=seed)
+    build_data(out, partial(write_synthetic, num_users=num_users, num_items=num_items, seed=seed))
     click.echo(f"wrote {out}; next: feedworks data validate {out}")
 
 
 @data.command("import")
 @click.argument("source", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--out", type=FOLDER, required=True, help="The data folder to write.")
+@click.option("--out", type=FOLDER, required=True, help=OUT_HELP)
 def import_data(source: Path, out: Path) -> None:
     """Convert the raw files in SOURCE.
 
     They are as their owners publish them; the result is a data folder.
     """
     from feedworks.datasets import registry
+    from feedworks.datasets.folder import build_data
     from feedworks.errors import DataError
-    from feedworks.storage import atomic_folder
 
     dataset = registry.detect(source)
     if dataset is None:
         known = ", ".join(registry.names())
         raise DataError(f"{source} holds the files of no known data set; known are {known}")
-    with atomic_folder(out) as folder:
-        dataset.convert(source, folder)
+    build_data(out, partial(dataset.convert, source))
     click.echo(f"wrote {out} from {dataset.title}; next: feedworks data validate {out}")
 
 
 @data.command()
 @click.argument("name")
-@click.option("--out", type=FOLDER, required=True, help="The data folder to write.")
+@click.option("--out", type=FOLDER, required=True, help=OUT_HELP)
 @click.option("--cache", type=FOLDER, default=Path("out/downloads"), show_default=True)
 def fetch(name: str, out: Path, cache: Path) -> None:
     """Download data set NAME and convert it.
@@ -70,12 +70,12 @@ def fetch(name: str, out: Path, cache: Path) -> None:
     A broken download resumes; a checksum guards it.
     """
     from feedworks.datasets import download, registry
-    from feedworks.storage import atomic_folder
+    from feedworks.datasets.folder import build_data, require_replaceable
 
     dataset = registry.get(name)
+    require_replaceable(out)  # before minutes of downloading
     raw = download.fetch(dataset, cache)
-    with atomic_folder(out) as folder:
-        dataset.convert(raw, folder)
+    build_data(out, partial(dataset.convert, raw))
     click.echo(f"wrote {out}; licence: {dataset.licence}; cite: {dataset.citation}")
 
 

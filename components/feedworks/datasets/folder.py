@@ -30,7 +30,7 @@ def open_data(source: str | Path, work_dir: Path) -> Path:
             holds files of another kind.
     """
     if str(source) == SYNTHETIC:
-        return _build(work_dir, write_synthetic)
+        return build_data(work_dir, write_synthetic)
     folder = Path(source)
     if not folder.is_dir():
         raise DataError(f"data {str(source)!r}: no such folder; give a folder or the word {SYNTHETIC!r}")
@@ -42,15 +42,34 @@ def open_data(source: str | Path, work_dir: Path) -> Path:
             f"data {folder}: nothing known in it; expected a data folder ({folder_layout()}) or raw files of "
             f"{registry.expectations()}"
         )
-    return _build(work_dir, functools.partial(data_set.convert, folder))
+    return build_data(work_dir, functools.partial(data_set.convert, folder))
 
 
-def _build(work_dir: Path, write: Callable[[Path], object]) -> Path:
-    """Replaces `work_dir` as a whole: a table of earlier data must not stay among the new ones."""
+def build_data(folder: Path, write: Callable[[Path], object]) -> Path:
+    """Replaces a data folder as a whole: a table of earlier data must not stay among the new ones.
+
+    Args:
+        folder: The data folder; it may be absent.
+        write: Writes the tables into the folder that it is given.
+
+    Raises:
+        DataError: See `require_replaceable`.
+    """
+    require_replaceable(folder)
+    with atomic_folder(folder) as new:
+        write(new)
+    return folder
+
+
+def require_replaceable(folder: Path) -> None:
+    """Checks that nothing but tables of a data folder would be lost with `folder`.
+
+    Raises:
+        DataError: It holds other files, or this process stands in it.
+    """
     tables = {contract.file_name for contract in DATA_FOLDER}
-    others = sorted(path.name for path in work_dir.glob("*") if path.name not in tables)
+    others = sorted(path.name for path in folder.glob("*") if path.name not in tables)
     if others:
-        raise DataError(f"{work_dir} holds other files ({others[0]}); give a folder of its own for the data")
-    with atomic_folder(work_dir) as folder:
-        write(folder)
-    return work_dir
+        raise DataError(f"{folder} holds other files ({others[0]}); give a folder of its own for the data")
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise DataError(f"{folder} is the current folder, which cannot be replaced; name a folder in it")

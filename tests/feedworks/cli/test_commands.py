@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -40,6 +41,26 @@ def test_synth_validate_and_import(feedworks: Command, tmp_path: Path) -> None:
     checked = feedworks("data", "validate", "data", "--report", "report.html")
     assert checked.returncode == 0, checked.stderr
     assert (tmp_path / "report.html").read_text().lower().startswith("<!doctype html")
+
+
+def test_data_commands_replace_nothing_but_tables(feedworks: Command, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "Toys.txt").write_text("1 2 3\n")
+    (raw / "Toys_item2attributes.json").write_text("{}")
+    for words in (["synth", "--items", "10"], ["import", "raw"], ["fetch", "amazon_toys"]):
+        result = feedworks("data", *words, "--out", "raw")
+        assert result.returncode == 1
+        assert result.stderr == (
+            "feedworks: raw holds other files (Toys.txt); give a folder of its own for the data\n"
+        )
+    assert sorted(path.name for path in raw.iterdir()) == ["Toys.txt", "Toys_item2attributes.json"]
+    for path in raw.iterdir():
+        path.unlink()
+    assert feedworks("data", "synth", "--items", "10", "--out", "raw").returncode == 0
+    assert feedworks("data", "synth", "--items", "10", "--out", "raw").returncode == 0
+    shutil.rmtree(raw)
+    assert "is the current folder" in feedworks("data", "synth", "--out", ".").stderr
 
 
 def test_a_broken_folder_does_not_validate(feedworks: Command, tmp_path: Path) -> None:
