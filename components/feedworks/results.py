@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from feedworks.progress import say
-from feedworks.storage import atomic_folder, write_bytes
+from feedworks.storage import atomic_file, atomic_folder
 
 
 def publish(evaluation: Path, model: Path | None, out_dir: Path) -> None:
-    """Put the results of a finished run into place, each whole.
+    """Put the results of a finished run into place: all of them, or none where one cannot be written.
 
     Args:
         evaluation: a folder with metrics.json and report.html.
         model: the packaged model; None where the gate kept it back. Beside an earlier model, metrics and
             report then go to `out_dir/rejected`, so that the earlier results stay together.
         out_dir: where the results go.
+
+    Raises:
+        OSError: a result cannot be written; earlier results stay.
     """
-    kept = model is None and (out_dir / "model").exists()
-    for name in ("metrics.json", "report.html"):
-        target = out_dir / "rejected" / name if kept else out_dir / name
-        write_bytes(target, (evaluation / name).read_bytes())
-    if model is None:
+    if model is not None:
+        with _pages(evaluation, out_dir), atomic_folder(out_dir / "model") as folder:
+            shutil.copytree(model, folder, dirs_exist_ok=True)
+        shutil.rmtree(out_dir / "rejected", ignore_errors=True)
+        return
+    kept = (out_dir / "model").exists()
+    with _pages(evaluation, out_dir / "rejected" if kept else out_dir):
         where = f"; the earlier model stays, this run's metrics are in {out_dir / 'rejected'}" if kept else ""
         say(f"the gate kept the model back: see gate and rerank_gain in metrics.json{where}")
-        return
-    shutil.rmtree(out_dir / "rejected", ignore_errors=True)
-    with atomic_folder(out_dir / "model") as folder:
-        shutil.copytree(model, folder, dirs_exist_ok=True)
+
+
+@contextmanager
+def _pages(evaluation: Path, folder: Path) -> Iterator[None]:
+    """Copy metrics and report beside their places; they appear when the block ends without an error."""
+    with ExitStack() as stack:
+        for name in ("metrics.json", "report.html"):
+            copy = stack.enter_context(atomic_file(folder / name))
+            copy.write_bytes((evaluation / name).read_bytes())
+        yield

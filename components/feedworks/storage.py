@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -10,11 +11,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from feedworks.errors import DataError
+from feedworks.errors import DataError, FeedworksError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -33,9 +34,12 @@ def atomic_folder(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
             files behind the new name. A kill of the process never can.
 
     Raises:
-        OSError: the folder cannot be written (full disk, no permission); `path` is untouched.
+        OSError: the folder cannot be written (full disk, no permission), or `path` is no folder; it is
+            untouched.
     """
-    target = Path(path)
+    target = _real(Path(path))
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "is no folder; give another path", str(path))
     with _workplace(target) as new:
         new.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
         yield new
@@ -79,9 +83,11 @@ def atomic_file(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
         durable: flush it to the device first, see `atomic_folder`.
 
     Raises:
-        OSError: the file cannot be written; an earlier one is untouched.
+        OSError: the file cannot be written, or `path` is a folder or a device; it is untouched.
     """
-    target = Path(path)
+    target = _real(Path(path))
+    if target.exists() and not target.is_file():
+        raise FileExistsError(errno.EEXIST, "is no regular file; give another path", str(path))
     with _workplace(target) as workplace:
         new = workplace / target.name
         yield new
@@ -104,6 +110,32 @@ def read_json(path: str | Path) -> Any:
         raise DataError(f"{source} is missing; run the step that writes it") from None
     except (ValueError, OSError) as error:
         raise DataError(f"{source} cannot be read as JSON ({error}); delete it and make it again") from None
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; the hold ends with the block, or with the process however it dies.
+
+    Args:
+        folder: made if need be.
+
+    Raises:
+        FeedworksError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise FeedworksError(
+                f"another process is writing to {folder}; wait until it ends or choose another folder"
+            ) from None
+        yield
+
+
+def _real(path: Path) -> Path:
+    # A rename would replace a link itself and leave what it points to as it was.
+    return path.resolve() if path.is_symlink() else path
 
 
 @contextmanager

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,20 @@ def test_a_rejected_model_leaves_the_earlier_results_together(
 def test_a_first_model_that_is_rejected_still_shows_its_metrics(tmp_path: Path) -> None:
     publish(*written(tmp_path / "weak", "weak", model=False), tmp_path / "out")
     assert contents(tmp_path / "out") == {"metrics.json": "weak", "report.html": "weak"}
+
+
+def test_a_result_that_cannot_be_written_leaves_the_earlier_ones_together(tmp_path: Path) -> None:
+    publish(*written(tmp_path / "first", "first", model=True), tmp_path / "out")
+    evaluation, model = written(tmp_path / "second", "second", model=True)
+    assert model is not None
+    (model / "weights").symlink_to("absent")  # a copy fails here as it would on a full disk
+    with pytest.raises(shutil.Error):
+        publish(evaluation, model, tmp_path / "out")
+    assert contents(tmp_path / "out") == dict.fromkeys(
+        ("metrics.json", "report.html", "model/config.json"), "first"
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "metrics.json",
+        "model",
+        "report.html",
+    ]

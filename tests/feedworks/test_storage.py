@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from feedworks.errors import DataError
-from feedworks.storage import _exchange, atomic_folder, read_json, write_bytes, write_json
+from feedworks.errors import DataError, FeedworksError
+from feedworks.storage import _exchange, atomic_folder, only_writer, read_json, write_bytes, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -129,3 +129,50 @@ def test_swapping_a_hundred_files_takes_no_time(tmp_path):
         for index in range(100):
             (folder / str(index)).touch()
     assert time.monotonic() - start < 1
+
+
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "folder").symlink_to(tmp_path / "disk" / "folder")
+    (tmp_path / "file").symlink_to(tmp_path / "disk" / "file")
+    for _ in range(2):
+        with atomic_folder(tmp_path / "folder") as folder:
+            (folder / "x").write_text("1")
+        write_json(tmp_path / "file", 1)
+    assert (tmp_path / "disk" / "folder" / "x").read_text() == "1"
+    assert (tmp_path / "disk" / "file").read_text() == "1\n"
+    assert names(tmp_path) == ["disk", "file", "folder"]
+    assert names(tmp_path / "disk") == ["file", "folder"]
+
+
+def test_a_result_takes_the_place_of_its_own_kind_only(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(NotADirectoryError, match="is no folder"), atomic_folder(tmp_path / "file"):
+        pass
+    for name in ("folder", "pipe"):
+        with pytest.raises(FileExistsError, match="is no regular file"):
+            write_json(tmp_path / name, 1)
+    assert names(tmp_path) == ["file", "folder", "pipe"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_one_process_at_a_time_may_hold_a_folder(tmp_path):
+    held = "from feedworks.storage import only_writer\nwith only_writer(Path('w')): print('held'); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", f"from pathlib import Path\n{held}"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(FeedworksError, match="another process is writing to"), only_writer(tmp_path / "w"):
+        pass
+    other.kill()
+    other.communicate()
+    with only_writer(tmp_path / "w"):
+        pass

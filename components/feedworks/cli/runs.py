@@ -53,18 +53,22 @@ def run_paper(
     Raises:
         FeedworksError: a setting or the data is at fault; an earlier result in OUT stays.
     """
+    from feedworks.storage import only_writer
+
     config = paper.part("config").resolve(preset, overrides)
-    if runner == "kfp":
-        from feedworks.cli.local_pipeline import run_pipeline
+    # Two runs at once would remove each other's work.
+    with only_writer(out / "work"):
+        if runner == "kfp":
+            from feedworks.cli.local_pipeline import run_pipeline
 
-        run_pipeline(paper.name, source=source, preset=preset, overrides=overrides, out=out)
-        return
-    from feedworks.datasets.folder import open_data
-    from feedworks.validation.gate import require_valid
+            run_pipeline(paper.name, source=source, preset=preset, overrides=overrides, out=out)
+            return
+        from feedworks.datasets.folder import open_data
+        from feedworks.validation.gate import require_valid
 
-    data = open_data(source, out / "work" / "data")
-    require_valid(data, out / "work" / "validation.html")
-    paper.part("chain").run(data, out, config)
+        data = open_data(source, out / "work" / "data")
+        require_valid(data, out / "work" / "validation.html")
+        paper.part("chain").run(data, out, config)
 
 
 def summary(folder: Path) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from feedworks.storage import only_writer
+
 from .conftest import ROOT, Command, command_line, environment
 
 
@@ -43,6 +45,18 @@ def test_a_result_folder_that_is_a_file_is_one_line(feedworks: Command, tmp_path
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1
     assert result.stderr == "feedworks: o: File exists\n"
+
+
+@pytest.mark.parametrize("runner", ["steps", "kfp"])
+def test_a_second_run_into_the_same_folder_is_refused(
+    feedworks: Command, tmp_path: Path, runner: str
+) -> None:
+    with only_writer(tmp_path / "o" / "work"):
+        result = feedworks("run", "recochain", "--out", "o", "--runner", runner)
+    assert result.returncode == 1
+    assert result.stderr == (
+        "feedworks: another process is writing to o/work; wait until it ends or choose another folder\n"
+    )
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
