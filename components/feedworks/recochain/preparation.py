@@ -88,9 +88,12 @@ def _keep_users(sequences: Sequences, config: RecoChainConfig) -> Sequences:
     if config.user_fraction < 1:
         kept &= numpy_generator(config.seed, "users").random(len(kept)) < config.user_fraction
     if kept.sum() < 2:
+        collapsed = " once repeats in a row are collapsed" if config.dedup_consecutive else ""
+        share = f" and fall into user_fraction={config.user_fraction}" if config.user_fraction < 1 else ""
         raise DataError(
-            f"table interactions: {int(kept.sum())} of {len(kept)} users have min_events={config.min_events} "
-            "events or more; at least 2 users are needed, lower min_events or bring more data"
+            f"table interactions, column user_id: {int(kept.sum())} of {len(kept)} users have "
+            f"min_events={config.min_events} events or more{collapsed}{share}; bring more data, at least 2 "
+            "users are needed"
         )
     start = np.append(0, np.cumsum(length[kept]))
     return Sequences(sequences.user_id[kept], start, sequences.item[np.repeat(kept, length)])

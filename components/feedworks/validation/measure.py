@@ -58,7 +58,8 @@ def _measure_batch(contract: Table, batch: pa.RecordBatch, known: Mapping[str, I
         if column.refers_to is not None:
             # A table that cannot be read has failed by itself; its absence says nothing of this one.
             ids = pa.array(known[column.refers_to]) if column.refers_to in known else values
-            columns[f"{column.name}.known"] = pc.is_in(values, value_set=ids).to_numpy(zero_copy_only=False)
+            known_N = pc.or_(pc.is_in(values, value_set=ids), pc.is_null(values))  # nulls fail by themselves
+            columns[f"{column.name}.known"] = known_N.to_numpy(zero_copy_only=False)
     return pd.DataFrame(columns)
 
 
@@ -90,7 +91,9 @@ def _in_order(frame: pd.DataFrame) -> npt.NDArray[np.bool_]:
     after_N = np.zeros(len(frame), bool)
     equal_N = np.ones(len(frame), bool)
     for name in frame.columns:
-        now, before = frame[name], frame[name].shift(1)
+        now = frame[name]
+        # A first row without predecessor would turn whole numbers into floats, which merge ids above 2^53.
+        before = now.shift(1, fill_value=now.iloc[0])
         unknown_N = (now.isna() | before.isna()).to_numpy()
         after_N |= equal_N & ((now > before).fillna(False).to_numpy(bool) | unknown_N)
         equal_N &= (now == before).fillna(False).to_numpy(bool)

@@ -32,6 +32,9 @@ class Opened(NamedTuple):
 def open_table(contract: Table, folder: Path) -> Opened:
     """Opens one table of a data folder as far as its footer. The caller closes the file."""
     path = contract.path(folder)
+    if path.is_dir():
+        mend = "write the table as one parquet file"
+        return Opened(None, [_check(contract, "file", "is a folder, not a file", mend)])
     if not path.is_file():
         mend = f"write it or import the data; a data folder holds {folder_layout()}"
         return Opened(None, [_check(contract, "file", "is missing", mend)])
@@ -46,7 +49,8 @@ def open_table(contract: Table, folder: Path) -> Opened:
         return Opened(None, [_check(contract, "file", problem, "write or copy the file again")])
     num_rows = file.metadata.num_rows
     if num_rows == 0:
-        return Opened(file, [_check(contract, "rows", "has 0 rows", "write the table with its rows")])
+        mend = "write the table with its rows" + ("" if contract.required else " or remove the file")
+        return Opened(file, [_check(contract, "rows", "has 0 rows", mend)])
     return Opened(file, list(_column_checks(contract, schema, num_rows)))
 
 
@@ -79,7 +83,8 @@ def _column_checks(contract: Table, schema: pa.Schema, num_rows: int) -> Iterato
         count = schema.names.count(column.name)
         if count != 1:
             problem = "is missing" if count == 0 else f"stands there {count} times"
-            mend = f"write the column once, as {_words(column.type)}; found {', '.join(schema.names)}"
+            unused = ", null where unknown" if column.nullable else ""
+            mend = f"write the column once, as {_words(column.type)}{unused}; found {', '.join(schema.names)}"
             yield _check(contract, column.name, problem, mend, num_rows)
             continue
         found = schema.field(column.name).type
@@ -99,10 +104,7 @@ def _column_checks(contract: Table, schema: pa.Schema, num_rows: int) -> Iterato
 def _same_values(found: pa.DataType, expected: pa.DataType) -> bool:
     """Whether the types hold the same values, however they are laid out."""
     if pa.types.is_list(expected):
-        is_list = (
-            pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found)
-        )
-        return bool(is_list and found.value_type == expected.value_type)
+        return bool(_is_list(found) and found.value_type == expected.value_type)
     if pa.types.is_dictionary(found):
         found = found.value_type
     if pa.types.is_string(expected):
@@ -110,9 +112,15 @@ def _same_values(found: pa.DataType, expected: pa.DataType) -> bool:
     return bool(found == expected)
 
 
+def _is_list(type_: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
+    )
+
+
 def _words(type_: pa.DataType) -> str:
     """The type without the name of a list's child, which differs between writers and means nothing."""
-    return f"list of {type_.value_type}" if pa.types.is_nested(type_) else str(type_)
+    return f"list of {type_.value_type}" if _is_list(type_) else str(type_)
 
 
 def _check(contract: Table, column: str, problem: str, mend: str, num_rows: int = 0) -> Check:

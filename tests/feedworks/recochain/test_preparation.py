@@ -68,6 +68,10 @@ def test_a_fraction_of_the_users_is_the_same_each_time(tmp_path):
 def test_too_few_users_and_unknown_items_are_refused(tmp_path):
     with pytest.raises(DataError, match="1 of 3 users have min_events=5"):
         prepare_data(folder(tmp_path), replace(tiny(), min_events=5, dedup_consecutive=False))
+    with pytest.raises(DataError, match=r"min_events=3 events or more once repeats in a row are collapsed;"):
+        prepare_data(folder(tmp_path, {1: [10] * 9, 2: [20] * 9}), tiny())
+    with pytest.raises(DataError, match=r"and fall into user_fraction=0.001; bring more data"):
+        prepare_data(folder(tmp_path), replace(tiny(), user_fraction=0.001))
     with pytest.raises(DataError, match=r"column item_id: 3 rows name items that items lacks.*\[10\]"):
         prepare_data(folder(tmp_path, item_ids=(20, 30, 40)), tiny())
 

@@ -85,6 +85,19 @@ def test_a_missing_file(folder, table):
 
 
 @pytest.mark.parametrize("table", DATA_FOLDER, ids=lambda table: table.name)
+def test_a_folder_in_the_place_of_a_file(folder, table):
+    table.path(folder).unlink()
+    table.path(folder).mkdir()
+    assert f"table {table.name}: is a folder, not a file; write the table as one" in message(folder)
+
+
+def test_a_link_to_nothing_is_not_an_absent_table(folder):
+    USERS.path(folder).unlink()
+    USERS.path(folder).symlink_to(folder / "nowhere")
+    assert "table users: is missing" in message(folder)
+
+
+@pytest.mark.parametrize("table", DATA_FOLDER, ids=lambda table: table.name)
 def test_an_empty_file(folder, table):
     table.path(folder).write_bytes(b"")
     assert f"table {table.name}: is empty (0 bytes); write the file again" in message(folder)
@@ -93,7 +106,9 @@ def test_an_empty_file(folder, table):
 @pytest.mark.parametrize("table", DATA_FOLDER, ids=lambda table: table.name)
 def test_a_table_without_rows(folder, table):
     pq.write_table(table.schema.empty_table(), table.path(folder))
-    assert f"table {table.name}: has 0 rows; write the table with its rows" in message(folder)
+    text = message(folder)
+    assert f"table {table.name}: has 0 rows; write the table with its rows" in text
+    assert ("or remove the file" in text) == (table == USERS)
 
 
 @pytest.mark.parametrize("kept", [0.0005, 0.1, 0.5, 0.99])
@@ -239,6 +254,8 @@ def test_nulls(folder, table, column):
     text = message(folder)
     assert f"table {table.name}, column {column}: 3 of {num_rows} rows are null (row 2: " in text
     assert "fill or drop these rows" in text
+    if table == INTERACTIONS:
+        assert "are not in table" not in text
 
 
 def test_negative_ids(folder):
@@ -277,6 +294,25 @@ def test_users_out_of_order(folder):
     num_events = read_table(INTERACTIONS, folder).num_rows
     take(folder, INTERACTIONS, [num_events - 1, *range(num_events - 1)])
     assert "1 of " in message(folder)
+
+
+@pytest.mark.parametrize("first", [2**53, 2**63 - 21])
+def test_ids_of_63_bits_keep_their_order(folder, first):
+    ids = [first + i for i in values_of(folder, INTERACTIONS, "user_id")]
+    replace(folder, INTERACTIONS, "user_id", ids)
+    USERS.path(folder).unlink()
+    require_valid(folder)
+    swapped = ids.index(first + 2)
+    ids[swapped - 1], ids[swapped] = ids[swapped], ids[swapped - 1]
+    replace(folder, INTERACTIONS, "user_id", ids)
+    assert f"(row {swapped}: user_id={first + 1}, " in message(folder)
+
+
+def test_a_struct_for_a_vector(folder):
+    replace(folder, ITEMS, "vector", pa.array([{"x": 1.0}] * NUM_ITEMS))
+    assert "table items, column vector: has type struct<x: double>, not list of float, in all" in message(
+        folder
+    )
 
 
 def test_two_events_at_the_same_time_are_fine(folder):
