@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -68,7 +69,11 @@ def from_json(config_type: type[ConfigT], text: str) -> ConfigT:
     Raises:
         ConfigError: a field is missing, unknown or of the wrong type.
     """
-    return _from_mapping(config_type, json.loads(text), prefix="")
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{config_type.__name__} is not JSON ({error})") from None
+    return _from_mapping(config_type, values, prefix="")
 
 
 def _merge(config: ConfigT, tree: Mapping[str, Any], prefix: str) -> ConfigT:
@@ -85,8 +90,11 @@ def _merge(config: ConfigT, tree: Mapping[str, Any], prefix: str) -> ConfigT:
         raise ConfigError(str(error)) from None
 
 
-def _from_mapping(config_type: type[ConfigT], values: Mapping[str, Any], prefix: str) -> ConfigT:
+def _from_mapping(config_type: type[ConfigT], values: Any, prefix: str) -> ConfigT:
     hints = typing.get_type_hints(config_type)
+    if not isinstance(values, Mapping):
+        name = prefix.rstrip(".") or config_type.__name__
+        raise ConfigError(f"setting {name}: expected a group of settings")
     unknown = sorted(set(values) - set(hints))
     missing = sorted(set(hints) - set(values))
     if unknown or missing:
@@ -97,8 +105,27 @@ def _from_mapping(config_type: type[ConfigT], values: Mapping[str, Any], prefix:
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             arguments[name] = _from_mapping(hint, value, f"{prefix}{name}.")
         else:
-            arguments[name] = tuple(value) if typing.get_origin(hint) is tuple else value
+            arguments[name] = _checked(value, hint, prefix + name)
     return config_type(**arguments)
+
+
+def _checked(value: Any, hint: Any, key: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _checked(value, _without_none(arguments), key)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_checked(part, arguments[0], key) for part in value)
+    if origin is typing.Literal:
+        return _choice(value, arguments, key)
+    kinds = (int, float) if hint is float else hint
+    # To Python true is the number 1.
+    if origin is not None or not isinstance(value, kinds) or isinstance(value, bool) != (hint is bool):
+        raise ConfigError(f"setting {key}={value!r}: expected {_name(hint)}")
+    return value
+
+
+def _without_none(arguments: tuple[Any, ...]) -> Any:
+    return next(argument for argument in arguments if argument is not type(None))
 
 
 def _parse(text: str, hint: Any, key: str) -> Any:
@@ -107,20 +134,33 @@ def _parse(text: str, hint: Any, key: str) -> Any:
         if origin in (typing.Union, types.UnionType):
             if text.lower() == "none" and type(None) in arguments:
                 return None
-            return _parse(text, next(a for a in arguments if a is not type(None)), key)
+            return _parse(text, _without_none(arguments), key)
         if origin is tuple:
             return tuple(_parse(part.strip(), arguments[0], key) for part in text.split(",") if part.strip())
         if origin is typing.Literal:
             return _choice(text, arguments, key)
         if hint is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        return hint(text)
+        return _bounded(hint(text))
     except (ValueError, KeyError):
-        expected = getattr(hint, "__name__", str(hint))
-        raise ConfigError(f"setting {key}={text!r}: expected {expected}") from None
+        raise ConfigError(f"setting {key}={text!r}: expected {_name(hint)}") from None
 
 
-def _choice(text: str, choices: tuple[Any, ...], key: str) -> Any:
+def _bounded(value: Any) -> Any:
+    # A comparison with nan is False, so that a range check lets it pass; tensors hold no larger integers.
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError
+    return value
+
+
+def _name(hint: Any) -> str:
+    names = {float: "a finite number", int: "a whole number of 64 bits", bool: "true or false"}
+    return names.get(hint) or str(getattr(hint, "__name__", hint))
+
+
+def _choice(text: Any, choices: tuple[Any, ...], key: str) -> Any:
     if text not in choices:
         raise ConfigError(f"setting {key}={text!r}: expected one of {', '.join(map(str, choices))}")
     return text

@@ -8,7 +8,6 @@ README.md                         the model card
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from feedworks.metrics.ranking import Interval
 from feedworks.recochain.config import RecoChainConfig
 from feedworks.recochain.evaluation import METHODS
 from feedworks.recochain.model import RecoChain
+from feedworks.recochain.recommender import content_tag
 from feedworks.reports.model_card import ModelCard, write_model_card
-from feedworks.training.checkpoint import WEIGHTS, save_model
+from feedworks.training.checkpoint import save_model
 
 FILES = {
     "model.safetensors": "weights",
@@ -35,15 +35,9 @@ def write_package(
     metrics: Mapping[str, float],
     stats: Mapping[str, int],
 ) -> str:
-    """Write weights, config and card beside the catalogue and tokenizer that lie in `folder`; return the tag.
-
-    The tag is `recochain:` and a digest of weights, catalogue and tokenizer: equal models have equal tags.
-    """
+    """Write weights, config and card into `folder`, beside its catalogue and tokenizer; return the tag."""
     save_model(folder, model, to_json(config))
-    digest = hashlib.sha256()
-    for name in (WEIGHTS, "catalogue.safetensors", "tokenizer.safetensors"):
-        digest.update((folder / name).read_bytes())
-    tag = f"recochain:{digest.hexdigest()[:16]}"
+    tag = content_tag(folder)
     extra = {"tag": tag, "metrics": dict(metrics)}
     save_model(folder, model, to_json(config), extra)
     write_model_card(folder / "README.md", _card(tag, config, metrics, stats))

@@ -5,6 +5,7 @@ Shape legend: B requests, T history items, M items with a vector of their own, V
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -13,14 +14,16 @@ from typing import NamedTuple
 import torch
 
 from feedworks.configuration import from_json
-from feedworks.errors import DataError
+from feedworks.errors import ConfigError, DataError, ModelError
+from feedworks.recochain.catalogue import FILE as CATALOGUE
 from feedworks.recochain.catalogue import Catalogue
 from feedworks.recochain.config import RecoChainConfig
 from feedworks.recochain.data import history_tensor
 from feedworks.recochain.model import RecoChain
 from feedworks.recochain.search import generate, rerank
+from feedworks.recochain.tokenizer import FILE as TOKENIZER
 from feedworks.recochain.tokenizer import Tokenizer
-from feedworks.training.checkpoint import load_config_json, load_extra, load_model
+from feedworks.training.checkpoint import CONFIG, WEIGHTS, load_config_json, load_extra, load_model
 
 
 class Request(NamedTuple):
@@ -45,6 +48,21 @@ class Response(NamedTuple):
     items: list[Recommendation]
     skipped: list[int]
     fallback: str | None
+
+
+def content_tag(folder: Path) -> str:
+    """Name the weights, items and codebooks of a packaged model: equal files give equal tags.
+
+    Raises:
+        ModelError: a file is missing.
+    """
+    digest = hashlib.sha256()
+    for name in (WEIGHTS, CATALOGUE, TOKENIZER):
+        try:
+            digest.update((folder / name).read_bytes())
+        except FileNotFoundError:
+            raise ModelError(f"{folder / name} is missing; package the model again") from None
+    return f"recochain:{digest.hexdigest()[:16]}"
 
 
 class Recommender:
@@ -76,12 +94,19 @@ class Recommender:
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        config = from_json(RecoChainConfig, load_config_json(folder))
+        tag = load_extra(folder).get("tag")
+        if tag != content_tag(folder):
+            raise ModelError(
+                f"{folder} is damaged: its files are not those of {tag}; package the model again"
+            )
+        try:
+            config = from_json(RecoChainConfig, load_config_json(folder))
+        except ConfigError as error:
+            raise ModelError(f"{folder / CONFIG}: {error}; package the model again") from None
         catalogue = Catalogue.load(folder)
         model = RecoChain.for_catalogue(config.model, catalogue)
         load_model(folder, model)
         tokenizer = Tokenizer.load(folder)
-        tag = str(load_extra(folder)["tag"])
         return cls(model.to(device).eval(), catalogue.to(device), tokenizer, config, tag)
 
     def recommend(self, requests: Sequence[Request]) -> list[Response]:

@@ -57,6 +57,10 @@ def load_tensors(folder: str | Path) -> dict[str, Tensor]:
     """
     facts = _facts(Path(folder))
     tensors = read_tensors(Path(folder) / WEIGHTS, checksum=facts["sha256"])
+    if lost := sorted(set(facts["tied"].values()) - tensors.keys()):
+        raise ModelError(
+            f"{Path(folder) / CONFIG} names the tensor {lost[0]}, which {WEIGHTS} lacks; make it again"
+        )
     return tensors | {name: tensors[kept] for name, kept in facts["tied"].items()}
 
 
@@ -178,11 +182,12 @@ def _facts(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ModelError(f"model folder {folder} is missing; run the step that writes it")
     try:
-        facts = read_json(folder / CONFIG)
+        facts: dict[str, Any] = read_json(folder / CONFIG)
     except DataError as error:
         raise ModelError(str(error)) from None
-    needed = {"format", "config", "extra", "tied", "sha256"}
-    if not isinstance(facts, dict) or not needed <= facts.keys() or facts["format"] != _FORMAT:
+    kinds = {"format": int, "config": str, "extra": dict, "tied": dict, "sha256": str}
+    whole = isinstance(facts, dict) and all(isinstance(facts.get(key), kind) for key, kind in kinds.items())
+    if not whole or facts["format"] != _FORMAT:
         raise ModelError(
             f"{folder / CONFIG} is not a model config of format {_FORMAT}; make the folder again"
         )

@@ -63,7 +63,7 @@ class TrainConfig:
         _one_of("schedule", self.schedule, ("constant", "cosine", "linear"))
         _one_of("precision", self.precision, ("32-true", "bf16-mixed"))
         _one_of("accelerator", self.accelerator, ("auto", "cpu", "cuda"))
-        counted = self.devices == "auto" or (self.devices.isdigit() and int(self.devices) >= 1)
+        counted = self.devices == "auto" or (self.devices.isdecimal() and int(self.devices) >= 1)
         _require(counted, "devices", self.devices, "auto or a count")
 
 

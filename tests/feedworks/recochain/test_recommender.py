@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -169,6 +174,38 @@ def test_incomplete_folders_are_refused(packaged_model, tmp_path):
                 (folder / path.name).write_bytes(path.read_bytes())
         with pytest.raises(ModelError, match=missing.split(".")[0]):
             Recommender.load(folder)
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    facts = json.loads((folder / "config.json").read_text())
+    settings = json.loads(facts["config"])
+    change(settings)
+    facts["config"] = json.dumps(settings)
+    (folder / "config.json").write_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize("name", ["catalogue.safetensors", "tokenizer.safetensors", "model.safetensors"])
+@pytest.mark.parametrize("damage", [lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b[: len(b) // 2]])
+def test_a_damaged_file_is_refused(packaged_model, tmp_path, name, damage):
+    folder = shutil.copytree(packaged_model, tmp_path / "model")
+    (folder / name).write_bytes(damage((folder / name).read_bytes()))
+    with pytest.raises(ModelError, match=r"is damaged.* package the model again"):
+        Recommender.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c["search"].update(beam="20"), r"config\.json: setting search\.beam='20'"),
+        (lambda c: c["search"].update(beam=0), r"config\.json: search\.beam=0"),
+        (lambda c: c.pop("seed"), r"config\.json: .*missing fields \['seed'\]"),
+    ],
+)
+def test_changed_settings_that_cannot_work_are_refused(packaged_model, tmp_path, change, said):
+    folder = shutil.copytree(packaged_model, tmp_path / "model")
+    rewritten(folder, change)
+    with pytest.raises(ModelError, match=said):
+        Recommender.load(folder)
 
 
 def test_what_was_loaded_is_what_was_packaged(recommender, packaged_model):

@@ -94,6 +94,16 @@ def other_format(folder):
     (folder / "config.json").write_text(json.dumps(facts | {"format": 2}))
 
 
+def other_types(folder):
+    facts = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(facts | {"extra": [1]}))
+
+
+def lost_tensor(folder):
+    facts = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(facts | {"tied": {"a": "nowhere"}}))
+
+
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
@@ -104,6 +114,8 @@ def other_format(folder):
         (truncate_config, r"config.json cannot be read"),
         (other_config, r"config.json is not a model config of format 1"),
         (other_format, r"config.json is not a model config of format 1"),
+        (other_types, r"config.json is not a model config of format 1"),
+        (lost_tensor, r"config.json names the tensor nowhere"),
     ],
 )
 def test_a_harmed_folder_is_refused_in_one_line(tmp_path, harm, words):
