@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,9 @@ from hypothesis import strategies as st
 from feedworks_kernels import beam_step
 from feedworks_kernels.testing import assert_close, forced, poisoned_memory, random_level
 
+# The package's attribute `beam_step` is the function.
+eager = importlib.import_module("feedworks_kernels.beam_step.eager")
+best = importlib.import_module("feedworks_kernels.beam_step.best")
 FORMS = ("reference", "eager")
 NORMALISE = ("codebook", "children")
 
@@ -58,6 +63,67 @@ def test_eager_equals_reference(seed, num_searches, num_beams, num_codes, width,
     assert_close(got.score_BW, expected.score_BW, torch.float64)
     for mine, theirs in zip(got[1:], expected[1:], strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    """Number of threads of torch; the normaliser takes another way with several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("normalise", NORMALISE)
+@pytest.mark.parametrize("steps", [0, 8], ids=["distinct", "equal"])
+@pytest.mark.parametrize("share", [1.0, 0.2], ids=["even", "skewed"])
+def test_ways_of_large_tables_equal_the_reference(monkeypatch, threads, normalise, steps, share):
+    monkeypatch.setattr(eager, "_FEW_LOGITS", 0)
+    monkeypatch.setattr(eager, "_BLOCK_BYTES", 1 << 12)
+    monkeypatch.setattr(eager, "_FEW_PLACES", 16)
+    monkeypatch.setattr(best, "_FEW_PLACES", 16)
+    generator = torch.Generator().manual_seed(5)
+    for num_codes in (64, 100, 333):
+        counts = torch.randint(1, num_codes + 1, (30,), generator=generator)
+        counts[torch.rand(30, generator=generator) > share] = 2
+        counts[7] = num_codes
+        codes = [torch.randperm(num_codes, generator=generator)[:n].sort().values for n in counts.tolist()]
+        level = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).int(), torch.cat(codes).int()
+        logits = 3 * torch.randn(2, 9, num_codes, generator=generator)
+        if steps:
+            logits = (logits * steps / 16).round() * 16 / steps
+        score = -torch.rand(2, 9, generator=generator).mul(4).round()
+        score[1, 3] = -torch.inf
+        node = torch.randint(0, 30, score.shape, generator=generator)
+        node[0, :2], node[1, 3] = torch.tensor([29, 7]), 10**6
+        for width in (1, 5, 20, 60):
+            with forced("reference"):
+                expected = beam_step(logits.double(), score, node, *level, width, normalise)
+            got = beam_step(logits.double(), score, node, *level, width, normalise)
+            assert_close(got.score_BW, expected.score_BW, torch.float64)
+            for mine, theirs in zip(got[1:], expected[1:], strict=True):
+                differ = mine != theirs
+                # Children of different beams are equal only up to rounding: these may change places.
+                near = (got.score_BW.unsqueeze(2) - got.score_BW.unsqueeze(1)).abs().add(
+                    torch.eye(width)
+                ) < 1e-12
+                assert not (differ & ~near.any(dim=2)).any() or width == 1
+
+
+@pytest.mark.parametrize("num_beams", [1, 300])
+@pytest.mark.parametrize("normalise", NORMALISE)
+def test_equal_scores_stand_in_order_in_a_large_table(threads, num_beams, normalise):
+    generator = torch.Generator().manual_seed(6)
+    num_codes = 4096 // min(num_beams, 16)
+    level = torch.tensor([0, num_codes]), torch.arange(num_codes)
+    row_C = torch.randint(0, 3, (num_codes,), generator=generator).float()
+    logits = row_C.expand(2, num_beams, num_codes).contiguous()
+    step = beam_step(
+        logits, torch.zeros(2, num_beams), torch.zeros(2, num_beams).long(), *level, 200, normalise
+    )
+    order = (-row_C.repeat(num_beams)).sort(stable=True).indices[:200]
+    assert step.parent_BW.tolist() == [(order // num_codes).tolist()] * 2
+    assert step.code_BW.tolist() == [(order % num_codes).tolist()] * 2
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -144,6 +210,7 @@ def valid_arguments():
         ({"child_code": torch.tensor([0.0, 3.0])}, "child_code: expected int32 or int64"),
         ({"child_code": torch.tensor([0, 4])}, r"child_code: 0 \.\. 4 exceeds the 4 logits"),
         ({"child_code": torch.tensor([-1, 3])}, r"child_code: -1 \.\. 3 exceeds the 4 logits"),
+        ({"child_start": torch.tensor([0, 3])}, "child_start: a node's children end at 3, child_code at 2"),
         ({"logits_BKC": torch.zeros(2, 3, 4, device="meta")}, "one device"),
         ({"width": 0}, "width: expected at least 1"),
         ({"normalise": "vocabulary"}, "normalise: expected one of"),

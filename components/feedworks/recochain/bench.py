@@ -155,7 +155,7 @@ def search(trie: Trie, model: Model, width: int) -> Decoded:
         logits_BKC = model(number, sid_KL).unsqueeze(0)
         step = beam_step(logits_BKC, score_BK, node_BK, level.child_start, level.child_code, width)
         score_BK, node_BK = step.score_BW, step.node_BW
-        sid_KL = torch.cat([sid_KL[step.parent_BW[0]], step.code_BW[0].unsqueeze(1)], dim=1)
+        sid_KL = torch.cat([sid_KL.index_select(0, step.parent_BW[0]), step.code_BW.view(-1, 1)], dim=1)
     return Decoded(sid_KL, score_BK[0])
 
 

@@ -61,7 +61,7 @@ class HfPrefix:
             total_KC = log_p_KC + mask_KC + score_K.unsqueeze(1)
             score_K, best = total_KC.view(-1).topk(min(width, total_KC.numel()))
             parent, code = best // total_KC.shape[1], best % total_KC.shape[1]
-            sid_KL = torch.cat([sid_KL[parent], code.unsqueeze(1)], dim=1)
+            sid_KL = torch.cat([sid_KL.index_select(0, parent), code.unsqueeze(1)], dim=1)
         return Decoded(sid_KL, score_K)
 
 
@@ -108,12 +108,13 @@ class Static:
                 log_p_KM, code_KM, state_KM = self._sparse(log_p_KC, state_W, limit, step - 2)
             total_KM = score_W.unsqueeze(1) + log_p_KM
             score_W, best_W = total_KM.view(-1).topk(min(width, total_KM.numel()))
-            code_W, state_W = code_KM.reshape(-1)[best_W], state_KM.reshape(-1)[best_W]
-            sid_WL = torch.cat([sid_WL[best_W // limit], code_W.unsqueeze(1)], dim=1)
+            code_W = code_KM.reshape(-1).index_select(0, best_W)
+            state_W = state_KM.reshape(-1).index_select(0, best_W)
+            sid_WL = torch.cat([sid_WL.index_select(0, best_W // limit), code_W.unsqueeze(1)], dim=1)
         return Decoded(sid_WL, score_W)
 
     def _dense(self, log_p_KC: Tensor, code_K: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-        log_p_KC = torch.where(self._mask_CC[code_K], log_p_KC, -torch.inf)
+        log_p_KC = torch.where(self._mask_CC.index_select(0, code_K), log_p_KC, -torch.inf)
         log_p_KM, code_KM = log_p_KC.topk(limit, dim=1)
         return log_p_KM, code_KM, self._state_CC[code_K.unsqueeze(1), code_KM]
 

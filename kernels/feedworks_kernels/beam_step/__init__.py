@@ -13,6 +13,7 @@ from torch import Tensor
 from feedworks_kernels._dispatch import implementation
 
 Normalise = Literal["codebook", "children"]
+_NORMALISE = get_args(Normalise)
 
 
 class BeamStep(NamedTuple):
@@ -91,10 +92,11 @@ def _check(
             )
     if child_start.shape[0] < 2:
         raise ValueError(f"child_start: expected at least 2 entries (one node), got {child_start.shape[0]}")
-    devices = {t.device for t in (logits_BKC, score_BK, node_BK, child_start, child_code)}
-    if len(devices) > 1:
-        raise ValueError(f"all tensors must lie on one device, got {sorted(map(str, devices))}")
+    others = score_BK.device, node_BK.device, child_start.device, child_code.device
+    if others != (logits_BKC.device,) * 4:
+        devices = sorted({str(device) for device in (logits_BKC.device, *others)})
+        raise ValueError(f"all tensors must lie on one device, got {devices}")
     if width < 1:
         raise ValueError(f"width: expected at least 1, got {width}")
-    if normalise not in get_args(Normalise):
-        raise ValueError(f"normalise: expected one of {get_args(Normalise)}, got {normalise!r}")
+    if normalise not in _NORMALISE:
+        raise ValueError(f"normalise: expected one of {_NORMALISE}, got {normalise!r}")
