@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -13,6 +15,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 JSON = b"application/json"
+LINGER_S = 5.0
 
 
 class JsonLimits:
@@ -36,13 +39,13 @@ class JsonLimits:
             return await self.app(scope, receive, send)
         media_types = {value.split(b";")[0].strip().lower() for value in _header(scope, b"content-type")}
         if not media_types <= {JSON}:
-            return await _refuse(send, 415, "expected content type application/json")
+            return await _refuse(receive, send, 415, "expected content type application/json")
         too_large = f"expected a body of at most {self.max_body_bytes} bytes"
         if any(int(length) > self.max_body_bytes for length in _header(scope, b"content-length")):
-            return await _refuse(send, 413, too_large)
+            return await _refuse(receive, send, 413, too_large)
         body = await self._read(receive)
         if body is None:
-            return await _refuse(send, 413, too_large)
+            return await _refuse(receive, send, 413, too_large)
         return await self.app(scope, _replay(body, receive), send)
 
     async def _read(self, receive: Receive) -> bytes | None:
@@ -75,13 +78,18 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _refuse(send: Send, status: int, error: str) -> None:
+async def _refuse(receive: Receive, send: Send, status: int, error: str) -> None:
     body = json.dumps({"error": error}).encode()
-    # The rest of the body is not read, so the connection cannot be used again.
     headers = [
         (b"content-type", JSON),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    # A socket that closes on unread bytes resets the connection, and the client never sees the answer.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while (await receive()).get("more_body", False):
+                pass
+    await send({"type": "http.response.body", "body": b""})

@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from feedworks.serving.batching import OverloadedError
 from feedworks.serving.limits import JSON, App, Receive, Scope, Send
 
+MAX_ERRORS = 20
+
 
 class JsonRoute:
     """Answers POST `path`; stands behind `JsonLimits`, which hands over the body whole.
@@ -24,7 +26,7 @@ class JsonRoute:
         app: the application behind, for all other requests.
         path: of the route.
         answer: JSON to JSON. A ValidationError becomes 400 in the framework's form, `{"error", "detail"}`,
-            an OverloadedError 503.
+            with the first 20 errors, an OverloadedError 503.
     """
 
     def __init__(self, app: App, path: str, answer: Callable[[bytes], Awaitable[bytes]]) -> None:
@@ -50,6 +52,8 @@ class JsonRoute:
 
 
 def _explain(error: ValidationError) -> bytes:
-    title = f"{error.error_count()} validation error for {error.title}"
-    detail = error.errors(include_url=False, include_context=False, include_input=False)
+    count = error.error_count()
+    title = f"{count} validation error{'' if count == 1 else 's'} for {error.title}"
+    # A body of 4 MB can hold 400,000 errors; the answer must not outgrow the question.
+    detail = error.errors(include_url=False, include_context=False, include_input=False)[:MAX_ERRORS]
     return json.dumps({"error": title, "detail": detail}).encode()

@@ -7,6 +7,7 @@ import json
 
 import httpx
 import pytest
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -22,6 +23,29 @@ async def answer(body: bytes) -> bytes:
     if json.loads(body) == "full":
         raise OverloadedError("2 requests are waiting; try again later")
     return body
+
+
+class Sizes(BaseModel):
+    """What /sizes takes."""
+
+    sizes: list[int]
+
+
+async def count_sizes(body: bytes) -> bytes:
+    return str(len(Sizes.model_validate_json(body).sizes)).encode()
+
+
+@pytest.mark.parametrize(("wrong", "said"), [(1, "1 validation error for"), (5000, "5000 validation errors")])
+def test_the_answer_to_many_errors_is_short(wrong: int, said: str) -> None:
+    async def run() -> httpx.Response:
+        transport = httpx.ASGITransport(JsonRoute(Starlette(), "/sizes", count_sizes))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.post("/sizes", json={"sizes": ["x"] * wrong})
+
+    found = asyncio.run(run())
+    assert found.status_code == 400
+    assert found.json()["error"].startswith(said)
+    assert len(found.json()["detail"]) == min(wrong, 20)
 
 
 async def behind(request: Request) -> PlainTextResponse:

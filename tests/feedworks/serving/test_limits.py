@@ -1,0 +1,59 @@
+"""Limits on bodies, as a client on a socket meets them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+
+from feedworks.serving import limits
+
+HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\n"
+BODY = b"x" * (8 << 20)
+CHUNKS = b"".join(b"10000\r\n" + b"x" * 65536 + b"\r\n" for _ in range(128)) + b"0\r\n\r\n"
+
+
+def exchange(port: int, request: bytes) -> bytes:
+    """Send all of a request, then read all of the answer, as a simple client does."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall(request)
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+async def served(*requests: bytes) -> list[bytes]:
+    app = Starlette(middleware=[Middleware(limits.JsonLimits, max_body_bytes=1000)])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_level="error"))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        port = listener.getsockname()[1]
+        answers = [await asyncio.to_thread(exchange, port, request) for request in requests]
+        server.should_exit = True
+        await serving
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (HEAD % b"application/json" + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY, b"413"),
+        (HEAD % b"application/json" + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS, b"413"),
+        (HEAD % b"text/plain" + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY, b"415"),
+    ],
+    ids=["length", "chunks", "type"],
+)
+def test_a_client_that_sends_all_first_gets_the_refusal(request_: bytes, status: bytes) -> None:
+    (answer,) = asyncio.run(served(request_))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.split()[1] == status
+    assert "expected" in json.loads(body)["error"]
+
+
+def test_a_client_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LINGER_S", 0.2)
+    (answer,) = asyncio.run(served(HEAD % b"application/json" + b"Content-Length: 5000\r\n\r\nx"))
+    assert answer.startswith(b"HTTP/1.1 413")
