@@ -74,10 +74,17 @@ def _one_line(error: BaseException) -> tuple[str, int]:
         return f"feedworks: {error}", 1
     if isinstance(error, ModuleNotFoundError) and (extra := _EXTRA_OF.get(str(error.name).partition(".")[0])):
         return f"feedworks: {error.name} is not installed; pip install 'feedworks[{extra}]'", 1
+    if "No space left on device" in str(error):
+        return f"feedworks: no space left on the device{_of(error)}; make room and start again", 1
     if isinstance(error, OSError) and error.filename:
         return f"feedworks: {error.filename}: {error.strerror}", 1
     text = " ".join(str(error).split())
     return f"feedworks: {type(error).__name__}: {text} (--debug shows the trace)", 1
+
+
+def _of(error: BaseException) -> str:
+    # Writers of other languages and copies of whole folders put the path into a long text.
+    return f" of {error.filename}" if isinstance(error, OSError) and error.filename else ""
 
 
 _EXTRA_OF = {

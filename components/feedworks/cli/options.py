@@ -30,7 +30,9 @@ class PaperName(click.ParamType[Paper]):
 
 def paper_argument(*, required: bool = True) -> Callable[[CommandT], CommandT]:
     """The argument NAME."""
-    return click.argument("paper", metavar="NAME", type=PaperName(), required=required)
+    return click.argument(
+        "paper", metavar="NAME" if required else "[NAME]", type=PaperName(), required=required
+    )
 
 
 def settings_options(command: CommandT) -> CommandT:
@@ -41,7 +43,7 @@ def settings_options(command: CommandT) -> CommandT:
             "overrides",
             multiple=True,
             metavar="KEY=VALUE",
-            help="Change one setting of the preset; repeatable.",
+            help="Change one setting of the preset; repeatable. A wrong KEY lists all of them.",
         ),
         click.option("--preset", type=click.Choice(PRESETS), default="tiny", show_default=True),
         click.option(

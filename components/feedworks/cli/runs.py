@@ -75,14 +75,18 @@ def summary(folder: Path) -> str:
     """Return the test metrics of a finished run as a table, best method first, and where its report lies.
 
     Raises:
-        DataError: the folder holds no finished run.
+        DataError: the folder holds no finished run, or its metrics are not those of a run.
     """
     from feedworks.storage import read_json
 
     path = folder / "metrics.json"
     if not path.is_file():
         raise DataError(f"{folder} holds no finished run (no metrics.json); make one with `feedworks run`")
-    table = _table(read_json(path))
+    metrics = read_json(path)
+    try:
+        table = _table(metrics)
+    except (TypeError, ValueError, AttributeError):
+        raise DataError(f"{path} holds no metrics of a run; make it again with `feedworks run`") from None
     files = [f"{kind}: {folder / name}" for kind, name in (("report", "report.html"), ("model", "model"))]
     return "\n".join([*table, *(line for line in files if Path(line.partition(": ")[2]).exists())])
 
@@ -95,6 +99,8 @@ def _table(metrics: dict[str, float]) -> list[str]:
         if part == "test" and name.partition("@")[0] in METRICS and "/" not in name:
             rows.setdefault(method, {})[name] = value
     columns = sorted({name for values in rows.values() for name in values}, key=_column_order)
+    if not columns:
+        raise ValueError("no test metric")
     gains = rows.pop(GAIN, {})
     lines = [f"{'':<16}" + "".join(f"{name:>11}" for name in columns)]
     for method, values in sorted(rows.items(), key=lambda row: -row[1].get(columns[0], 0.0)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from kfp.client import Client
 
 PROBE_TIMEOUT_S = 10.0
+MAX_SAID = 500
 _EQUALS = 1  # of the API's filter.proto
 
 
@@ -96,16 +98,18 @@ def _require_answer(host: str) -> None:
     # The client itself would try five times, 5 s apart, and log a trace of each.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{host.rstrip('/')}/apis/v2beta1/healthz", timeout=PROBE_TIMEOUT_S):
-            return
+        with opener.open(f"{host.rstrip('/')}/apis/v2beta1/healthz", timeout=PROBE_TIMEOUT_S) as answer:
+            if not isinstance(json.load(answer), dict):
+                raise ValueError("its health page is not that of this API")
     except urllib.error.HTTPError as error:
         raise _refused(host, error.code, error.read().decode(errors="replace")) from error
-    except OSError as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise _no_answer(host, error) from error
 
 
 def _refused(host: str, status: int, body: str) -> FeedworksError:
-    return FeedworksError(f"the API at {host} refused: {status} {' '.join(body.split())}")
+    said = "" if body.lstrip().startswith("<") else f" {' '.join(body.split())[:MAX_SAID]}"
+    return FeedworksError(f"the API at {host} refused: {status}{said}; check --host and your rights")
 
 
 def _no_answer(host: str, error: Exception) -> FeedworksError:

@@ -15,13 +15,18 @@ API = "/apis/v2beta1"
 
 
 class KfpStub:
-    """Keeps what was sent: `packages` (version name, bytes), `experiments`, `runs`; `refuse` answers 403."""
+    """Keeps what was sent: `packages` (version name, bytes), `experiments`, `runs`; `refuse` answers 403.
+
+    A `page` stands for a server of another kind, which answers it to everything with `status`.
+    """
 
     def __init__(self) -> None:
         self.packages: list[tuple[str, bytes]] = []
         self.experiments: list[str] = []
         self.runs: list[dict[str, Any]] = []
         self.refuse = False
+        self.page: str | None = None
+        self.status = 200
         self.address = ""
 
     def get(self, path: str, query: dict[str, list[str]]) -> dict[str, Any]:
@@ -83,7 +88,8 @@ def kfp_stub() -> Iterator[KfpStub]:
 
         def _answer(self, content: dict[str, Any]) -> None:
             body = json.dumps({"error": "no right to do this"} if stub.refuse else content).encode()
-            self.send_response(403 if stub.refuse else 200)
+            body = body if stub.page is None else stub.page.encode()
+            self.send_response(403 if stub.refuse else stub.status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

@@ -101,6 +101,18 @@ def test_report_prints_a_table(feedworks: Command, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"test/x/recall@5": "a"}', '{"test/x/recall@a": 1}', '{"test/x/recall": 1}']
+)
+def test_a_report_of_something_else_is_one_line(feedworks: Command, tmp_path: Path, text: str) -> None:
+    (tmp_path / "metrics.json").write_text(text)
+    result = feedworks("report", ".")
+    assert result.returncode == 1
+    assert result.stderr == (
+        "feedworks: metrics.json holds no metrics of a run; make it again with `feedworks run`\n"
+    )
+
+
 @pytest.mark.parametrize("words", [["--help"], ["data", "--help"], ["run", "--help"], ["submit", "--help"]])
 def test_every_help_works(feedworks: Command, words: list[str]) -> None:
     assert feedworks(*words).returncode == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from feedworks.cli import main
 from feedworks.storage import only_writer
 
 from .conftest import ROOT, Command, command_line, environment
@@ -56,6 +59,30 @@ def test_a_second_run_into_the_same_folder_is_refused(
     assert result.returncode == 1
     assert result.stderr == (
         "feedworks: another process is writing to o/work; wait until it ends or choose another folder\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "o/x"),
+        OSError("x.safetensors: I/O error: No space left on device (os error 28)"),
+        shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")]),
+    ],
+)
+def test_a_full_disk_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("feedworks.cli.cli.main", full)
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "."])
+    assert ended.value.code == 1
+    of = " of o/x" if error.filename else ""
+    assert capsys.readouterr().err == (
+        f"feedworks: no space left on the device{of}; make room and start again\n"
     )
 
 

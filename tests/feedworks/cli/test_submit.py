@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from feedworks.cli.submit import _require_answer
+from feedworks.errors import FeedworksError
+
 from .conftest import ROOT, Command
 from .kfp_stub import kfp_stub
 
@@ -70,6 +75,28 @@ def test_no_api_is_one_line(feedworks: Command, tmp_path: Path) -> None:
     result = feedworks("submit", "recochain", "--host", "http://127.0.0.1:9", HOME=str(tmp_path))
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("feedworks: no Kubeflow Pipelines API answers at")
+
+
+@pytest.mark.parametrize("host", ["http://", "http://a b:1", "http://[", "http://x:y"])
+def test_an_address_that_is_none_is_told(host: str) -> None:
+    with pytest.raises(FeedworksError, match=r"no Kubeflow Pipelines API answers at .*; check --host"):
+        _require_answer(host)
+
+
+@pytest.mark.parametrize(
+    ("page", "status", "said"),
+    [
+        ("<html>a proxy's page</html>", 200, "no Kubeflow Pipelines API answers at"),
+        ("[]", 200, "no Kubeflow Pipelines API answers at"),
+        ("<html>nothing here</html>", 404, "refused: 404; check --host"),
+    ],
+)
+def test_a_server_of_another_kind_is_told(page: str, status: int, said: str) -> None:
+    with kfp_stub() as api:
+        api.page, api.status = page, status
+        with pytest.raises(FeedworksError, match=said) as caught:
+            _require_answer(api.address)
+    assert "html" not in str(caught.value)
 
 
 def test_a_wrong_setting_is_not_sent(feedworks: Command, tmp_path: Path) -> None:
