@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,11 @@ def _once(result: Path, step: Callable[..., Any], *arguments: Any) -> None:
         say(f"{step.__name__}: already done")
         return
     say(f"{step.__name__}: started")
-    say(f"{step.__name__}: {step(*arguments)}"[:300])
+    start_s = time.monotonic()
+    made = step(*arguments)
+    numbers = made._asdict() if hasattr(made, "_asdict") else {}
+    said = [f"{name} {value}" for name, value in numbers.items() if isinstance(value, int | float | str)]
+    say(", ".join([f"{step.__name__}: done in {time.monotonic() - start_s:.1f} s", *said]))
 
 
 def _key(data_dir: Path, cfg: RecoChainConfig) -> str:
