@@ -79,6 +79,8 @@ class ModelConfig:
         hidden: inner width of SwiGLU.
         dropout: probability on embeddings, attention and residual branches.
         item_tokens: the last code of a history item also carries the item's id and vector.
+        item_scores: the state before an item also scores whole items, by id and vector; the score tells items
+            of one semantic ID apart, and is evidence for the ranker.
         similarity_buckets: embedding rows for the cosine between candidate and behaviour.
     """
 
@@ -88,6 +90,7 @@ class ModelConfig:
     hidden: int = 256
     dropout: float = 0.2
     item_tokens: bool = True
+    item_scores: bool = True
     similarity_buckets: int = 16
 
     def __post_init__(self) -> None:
@@ -103,6 +106,22 @@ class ModelConfig:
             raise ConfigError(
                 f"model.width={self.width}: expected a multiple of 2 * num_heads = {2 * self.num_heads}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemConfig:
+    """How item scores are trained, beside the codes and in both stages.
+
+    Attributes:
+        weight: of their cross-entropy beside that of the codes.
+        negatives: items that a target competes with, drawn anew for each batch; 0 takes the whole catalogue.
+    """
+
+    weight: float = 1.0
+    negatives: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(0, "items", negatives=self.negatives)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +150,8 @@ class RankConfig:
     """Stage II.
 
     Attributes:
-        loss: `bce` per candidate, or `listwise` softmax over the candidates of a row.
+        loss: `listwise` softmax over the candidates of a row, or `bce` per candidate, which also has to
+            learn how likely the row is to hold its target.
         weight: lambda, weight of the ranking loss beside the generation loss.
         negatives: beam members that a positive is ranked against.
         positions: targets per user that candidates are mined for, the latest ones.
@@ -141,7 +161,7 @@ class RankConfig:
         freeze_backbone: train the rank tokens and the head only.
     """
 
-    loss: Literal["bce", "listwise"] = "bce"
+    loss: Literal["bce", "listwise"] = "listwise"
     weight: float = 1.0
     negatives: int = 15
     positions: int = 1
@@ -233,6 +253,7 @@ class RecoChainConfig:
     vectors: VectorConfig
     tokenizer: TokenizerConfig
     model: ModelConfig
+    items: ItemConfig
     search: SearchConfig
     generator: TrainConfig
     rank: RankConfig
@@ -261,6 +282,7 @@ def tiny() -> RecoChainConfig:
         vectors=VectorConfig(sources=("given",), weights=(1.0,)),
         tokenizer=TokenizerConfig(levels=3, codes=16, iterations=10),
         model=ModelConfig(width=64, num_layers=2, num_heads=2, hidden=128, dropout=0.1),
+        items=ItemConfig(),
         search=SearchConfig(beam=20, retrieved=5),
         generator=TrainConfig(epochs=6, batch_size=64, lr=3e-3, warmup_steps=50, schedule="cosine"),
         rank=RankConfig(negatives=15),
@@ -283,6 +305,7 @@ def small() -> RecoChainConfig:
         vectors=VectorConfig(sources=("text", "collaborative"), weights=(1.0, 1.0)),
         tokenizer=TokenizerConfig(),
         model=ModelConfig(),
+        items=ItemConfig(),
         search=SearchConfig(),
         generator=replace(DECAYING, epochs=9, batch_size=128, lr=2e-3, warmup_steps=300, eval_every=3),
         rank=RankConfig(negatives=19),
@@ -304,6 +327,7 @@ def paper() -> RecoChainConfig:
         vectors=VectorConfig(sources=("given",), weights=(1.0,)),
         tokenizer=TokenizerConfig(codes=8192),
         model=ModelConfig(width=512, num_layers=8, num_heads=8, hidden=1365, dropout=0.1),
+        items=ItemConfig(negatives=16_384),
         search=SearchConfig(),
         generator=replace(large, epochs=10, batch_size=512, lr=1e-3, warmup_steps=1000),
         rank=RankConfig(positions=2),

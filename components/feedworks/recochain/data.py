@@ -1,7 +1,7 @@
 """RecoChain (arXiv 2604.25787): sequences, their splits and the batches of both stages.
 
 The same `history_rows` and `pad_right` build a batch in training, in evaluation and in serving.
-Shape legend: B rows, T history items, K candidates, F items of the full history.
+Shape legend: B rows, T history items, K candidates, F items of the full history, P priors of a candidate.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ Split = Literal["train", "valid", "test"]
 
 # Leave-one-out: how many of a user's last items a split must not see in the history.
 HELD_OUT: dict[Split, int] = {"train": 2, "valid": 2, "test": 1}
+# What the generator says of a candidate, as columns of a table of examples.
+PRIORS = ("log_p", "item_score")
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,15 @@ class Sequences:
 class Examples(NamedTuple):
     """Stage II rows: the target at `position` of `user`'s sequence and the beam mined for it.
 
-    The scores are the generator's log-probabilities of the beam's items and of the target.
+    The priors are what the generator says of the beam's items and of the target: log-probability (-inf for
+    padding) and item score.
     """
 
     user_N: IntArray
     position_N: IntArray
     beam_NK: IntArray
-    score_NK: FloatArray
-    target_score_N: FloatArray
+    prior_NKP: FloatArray
+    target_prior_NP: FloatArray
 
 
 class HistoryBatch(NamedTuple):
@@ -88,14 +91,14 @@ class RankBatch(NamedTuple):
     """Stage II.
 
     `item_BT` ends with the target; `length_B` counts the items before it. `candidate_BK` holds the target in
-    column 0 and sampled beam members after it, -1 where there are none; `prior_BK` is the generator's
-    log-probability of each. `past_BF` is the full history. `found_B`: the target is in the mined beam.
+    column 0 and sampled beam members after it, -1 where there are none; `prior_BKP` is what the
+    generator says of each. `past_BF` is the full history. `found_B`: the target is in the mined beam.
     """
 
     item_BT: Tensor
     length_B: Tensor
     candidate_BK: Tensor
-    prior_BK: Tensor
+    prior_BKP: Tensor
     past_BF: Tensor
     found_B: Tensor
 
@@ -127,14 +130,15 @@ def write_examples(examples: Examples, path: Path) -> None:
     """Write one row per example: user, position, beam."""
     width = examples.beam_NK.shape[1]
     beam = pa.FixedSizeListArray.from_arrays(pa.array(examples.beam_NK.ravel(), pa.int32()), width)
-    score = pa.FixedSizeListArray.from_arrays(pa.array(examples.score_NK.ravel()), width)
     columns = {
         "user": pa.array(examples.user_N),
         "position": pa.array(examples.position_N),
         "beam": beam,
-        "score": score,
-        "target_score": pa.array(examples.target_score_N),
     }
+    for place, name in enumerate(PRIORS):
+        values = pa.array(examples.prior_NKP[..., place].ravel())
+        columns[name] = pa.FixedSizeListArray.from_arrays(values, width)
+        columns[f"target_{name}"] = pa.array(examples.target_prior_NP[:, place])
     pq.write_table(pa.table(columns), path)
 
 
@@ -145,13 +149,16 @@ def read_examples(path: Path) -> Examples:
         DataError: the file is missing or not readable.
     """
     table = _read(path)
-    beam, score = (table[name].combine_chunks().flatten().to_numpy() for name in ("beam", "score"))
+    beam, *priors = (
+        table[name].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+        for name in ("beam", *PRIORS)
+    )
     return Examples(
         table["user"].to_numpy(),
         table["position"].to_numpy(),
-        beam.astype(np.int64).reshape(len(table), -1),
-        score.reshape(len(table), -1),
-        table["target_score"].to_numpy(),
+        beam.astype(np.int64),
+        np.stack(priors, axis=-1),
+        np.stack([table[f"target_{name}"].to_numpy() for name in PRIORS], axis=-1),
     )
 
 
@@ -242,12 +249,13 @@ def _windows(history: IntArray, size: int) -> list[IntArray]:
 def _with_negatives(
     target_B: IntArray, examples: Examples, rows: IntArray, count: int, rng: np.random.Generator
 ) -> tuple[IntArray, FloatArray]:
-    beam_BK, score_BK = examples.beam_NK[rows], examples.score_NK[rows]
+    beam_BK, prior_BKP = examples.beam_NK[rows], examples.prior_NKP[rows]
     usable_BK = (beam_BK >= 0) & (beam_BK != target_B[:, None])
     key_BK = np.where(usable_BK, rng.random(beam_BK.shape), np.inf)
     chosen_BN = np.argsort(key_BK, axis=1, kind="stable")[:, :count]
     negative_BN = np.take_along_axis(np.where(usable_BK, beam_BK, -1), chosen_BN, axis=1)
-    prior_BN = np.take_along_axis(np.where(usable_BK, score_BK, 0), chosen_BN, axis=1)
+    usable_BK1, chosen_BN1 = usable_BK[..., None], chosen_BN[..., None]
+    prior_BNP = np.take_along_axis(np.where(usable_BK1, prior_BKP, 0), chosen_BN1, axis=1)
     candidate = np.concatenate((target_B[:, None], negative_BN), axis=1)
-    prior = np.concatenate((examples.target_score_N[rows][:, None], prior_BN), axis=1)
+    prior = np.concatenate((examples.target_prior_NP[rows][:, None], prior_BNP), axis=1)
     return candidate, prior.astype(np.float32)

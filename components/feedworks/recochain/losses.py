@@ -1,10 +1,12 @@
 """RecoChain (arXiv 2604.25787): the losses of both stages as pure functions.
 
-Shape legend: P positions with a target, L levels, C codes, B rows, K candidates.
+Shape legend: P positions with a target, L levels, C codes, M drawn items, N items, B rows,
+K candidates.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +23,21 @@ def generation_loss(logits_PC: Sequence[Tensor], code_PL: Tensor) -> Tensor:
     """
     losses = [F.cross_entropy(logits, code_PL[:, level]) for level, logits in enumerate(logits_PC)]
     return torch.stack(losses).sum()
+
+
+def item_loss(own_P: Tensor, other_PM: Tensor, num_items: int) -> Tensor:
+    """Mean negative log-probability of the true item in a softmax over the catalogue, exact or sampled.
+
+    Each of M uniform draws speaks for N / M items (sampled softmax; Jean et al., ACL 2015); with all N items
+    in place of the draws this is the exact softmax.
+
+    Args:
+        own_P: score of the true item.
+        other_PM: scores of the drawn items, -inf where the true item was drawn.
+        num_items: N.
+    """
+    other_P = other_PM.logsumexp(dim=1) + math.log(num_items / other_PM.shape[1])
+    return F.softplus(other_P - own_P).mean()
 
 
 def rank_loss(logits_BK: Tensor, present_BK: Tensor, kind: str) -> Tensor:

@@ -5,7 +5,8 @@ item scores its code l. A candidate continues the history with its codes, the be
 most and a rank token, whose state gives the click probability. Candidates do not see each other.
 
 Shape legend: B rows, T history items, L levels, C codes, D width, K candidates, M retrieved behaviours,
-F items of the full history, N items, V width of an item vector, P positions with a target.
+F items of the full history, N items, V width of an item vector, P positions with a target; as the last axis
+of `prior_BKP`, P is what the generator says of a candidate.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from feedworks.recochain.catalogue import Catalogue
 from feedworks.recochain.config import ModelConfig
 
 PAD = -1
+NUM_PRIORS = 2
 NUM_SIMILARITIES = 4
 LATEST = 3
 
@@ -70,12 +72,13 @@ class RecoChain(nn.Module):
             hidden=config.hidden,
             dropout=config.dropout,
         )
+        self.item_query = nn.Linear(width, width, bias=False) if config.item_scores else None
         self.rank_token = nn.Embedding(3, width)  # behaviour, candidate, missing behaviour
         self.similarity = nn.Embedding(config.similarity_buckets, width)
         self.rank_head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
-        # The evidence: the generator's log-probability, and NUM_SIMILARITIES of each block of the vectors.
-        self.evidence = nn.Linear(1 + NUM_SIMILARITIES * num_blocks, 1)
-        self.set_evidence([1.0], 0.0)
+        # What the generator says, and NUM_SIMILARITIES of each block of the vectors.
+        self.evidence = nn.Linear(NUM_PRIORS + NUM_SIMILARITIES * num_blocks, 1)
+        self.set_evidence([1.0])
         nn.init.zeros_(self.rank_head.get_submodule("2").get_parameter("weight"))
         self.dropout = nn.Dropout(config.dropout)
         tables = (self.code, self.item, self.vector, self.rank_token, self.similarity)
@@ -95,7 +98,7 @@ class RecoChain(nn.Module):
         )
 
     @torch.no_grad()
-    def set_evidence(self, weights: Sequence[float], bias: float) -> None:
+    def set_evidence(self, weights: Sequence[float], bias: float = 0.0) -> None:
         """Set the click logit of an untrained head: weights of the evidence, missing ones 0."""
         self.evidence.weight.zero_()
         self.evidence.weight[0, : len(weights)] = torch.tensor(weights)
@@ -106,7 +109,7 @@ class RecoChain(nn.Module):
         self.requires_grad_(True)
         for part in self._rank_parts():
             part.requires_grad_(False)
-        if not self.config.item_tokens:
+        if not (self.config.item_tokens or self.config.item_scores):
             self.item.requires_grad_(False)
             self.vector.requires_grad_(False)
 
@@ -160,18 +163,45 @@ class RecoChain(nn.Module):
         """The output rows `(C, D)` of one level."""
         return self.code.weight[level * self.num_codes : (level + 1) * self.num_codes]
 
-    def target_logits(self, states_BSD: Tensor, item_BT: Tensor) -> list[Tensor]:
-        """Score codes at every real item: one `(P, C)` per level."""
+    def target_states(self, states_BSD: Tensor, item_BT: Tensor) -> Tensor:
+        """Pick the states `(P, L, D)` before the codes of every real item."""
         rows, length = item_BT.shape
         states_BTLD = states_BSD[:, :-1].reshape(rows, length, self.num_levels, -1)
-        states_PLD = states_BTLD[item_BT != PAD]
+        return states_BTLD[item_BT != PAD]
+
+    def target_logits(self, states_PLD: Tensor) -> list[Tensor]:
+        """Score codes at every real item: one `(P, C)` per level."""
         return [self.code_logits(states_PLD[:, level], level) for level in range(self.num_levels)]
+
+    def item_scores(self, state_BD: Tensor, item_BK: Tensor, catalogue: Catalogue) -> Tensor:
+        """Score whole items `(B, K)` by the state before their first code; 0 without `model.item_scores`."""
+        if self.item_query is None:
+            return state_BD.new_zeros(item_BK.shape)
+        scores: Tensor = (
+            self._content(item_BK, catalogue) @ self.item_query(state_BD).unsqueeze(-1)
+        ).squeeze(-1)
+        return scores
+
+    def sampled_scores(self, state_PD: Tensor, target_P: Tensor, count: int, catalogue: Catalogue) -> Tensor:
+        """Score `count` items drawn for all positions together, or the whole catalogue if `count` is 0.
+
+        Returns:
+            scores `(P, M)`, -inf where the position's own target was drawn.
+        """
+        if self.item_query is None:
+            raise ValueError("model.item_scores is off: there is nothing to train")
+        device = target_P.device
+        drawn = torch.arange(self.num_items, device=device)
+        if 0 < count < self.num_items:
+            drawn = torch.randint(self.num_items, (count,), device=device)
+        scores_PM: Tensor = self.item_query(state_PD) @ self._content(drawn, catalogue).T
+        return scores_PM.masked_fill(drawn == target_P.unsqueeze(1), -torch.inf)
 
     def rank(
         self,
         prefix: Prefix,
         candidate_BK: Tensor,
-        prior_BK: Tensor,
+        prior_BKP: Tensor,
         retrieved: Retrieved,
         catalogue: Catalogue,
         branch: tuple[LayerCache, ...] | None = None,
@@ -184,7 +214,7 @@ class RecoChain(nn.Module):
         Args:
             prefix: the prefilled histories.
             candidate_BK: item numbers; the logits of padding are arbitrary.
-            prior_BK: log-probability of each under the generator.
+            prior_BKP: what the generator says: log-probability and item score.
             retrieved: what `retrieve` found for them.
             catalogue: codes and vectors of the items.
             branch: caches of the candidates' first L - 1 codes from the beam search; None computes them.
@@ -200,7 +230,7 @@ class RecoChain(nn.Module):
         )
         states_BK1D, _ = self.decoder.extend(x_BKQD, prefix, branch, last_only=True)
         logits_BK: Tensor = self.rank_head(states_BK1D[:, :, 0]).squeeze(-1)
-        evidence_BKJ = evidence(candidate_BK, prior_BK, retrieved, catalogue)
+        evidence_BKJ = evidence(candidate_BK, prior_BKP, retrieved, catalogue)
         total_BK: Tensor = logits_BK + self.evidence(evidence_BKJ).squeeze(-1)
         return total_BK
 
@@ -254,14 +284,14 @@ def retrieve(candidate_BK: Tensor, past_BF: Tensor, vector_NV: Tensor, count: in
     )
 
 
-def evidence(candidate_BK: Tensor, prior_BK: Tensor, retrieved: Retrieved, catalogue: Catalogue) -> Tensor:
-    """What speaks for a candidate without any learning: `(B, K, 1 + NUM_SIMILARITIES * blocks)`.
+def evidence(candidate_BK: Tensor, prior_BKP: Tensor, retrieved: Retrieved, catalogue: Catalogue) -> Tensor:
+    """What speaks for a candidate without the ranker: `(B, K, NUM_PRIORS + NUM_SIMILARITIES * blocks)`.
 
-    The generator's log-probability; then for each block of the vectors the cosine with the retrieved
-    behaviours: the largest, that of the latest, the largest of the `LATEST` latest, the mean; 0 where nothing
-    was retrieved.
+    The generator's log-probability and item score; then for each block of the vectors the cosine with the
+    retrieved behaviours: the largest, that of the latest, the largest of the `LATEST` latest, the mean; 0
+    where nothing was retrieved.
     """
-    columns = [prior_BK.unsqueeze(-1).to(catalogue.vector_NV.dtype)]
+    columns = [prior_BKP.to(catalogue.vector_NV.dtype)]
     real_BKM = retrieved.item_BKM != PAD
     if not retrieved.item_BKM.shape[-1]:
         empty = columns[0].new_zeros(*candidate_BK.shape, NUM_SIMILARITIES * len(catalogue.block_widths))

@@ -16,7 +16,7 @@ from feedworks.progress import progress
 from feedworks.recochain.catalogue import Catalogue
 from feedworks.recochain.config import SearchConfig
 from feedworks.recochain.data import history_tensor
-from feedworks.recochain.model import PAD, RecoChain
+from feedworks.recochain.model import NUM_PRIORS, PAD, RecoChain
 from feedworks.recochain.search import generate, item_log_p, rerank
 from feedworks.training.bucketing import length_batches
 
@@ -25,13 +25,15 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class Scored(NamedTuple):
-    """Candidates of all users in generation order, padded with -1, and both scores (-inf for padding).
+    """Candidates of all users in generation order, padded with -1, and their scores.
 
-    `invalid_rate` is the share of generated semantic IDs that belong to no item.
+    The log-probability and the ranking logit are -inf for padding, the item score is 0. `invalid_rate` is the
+    share of generated semantic IDs that belong to no item.
     """
 
     item_UK: IntArray
     generation_UK: FloatArray
+    item_score_UK: FloatArray
     rank_UK: FloatArray
     invalid_rate: float
 
@@ -75,7 +77,7 @@ def score_users(
     width = search.beam
     item_UK = np.full((len(histories), width), -1, dtype=np.int64)
     generation_UK = np.full((len(histories), width), -np.inf, dtype=np.float32)
-    rank_UK = generation_UK.copy()
+    rank_UK, item_score_UK = generation_UK.copy(), np.zeros_like(generation_UK)
     device = catalogue.code_NL.device
     num_sids = num_invalid = 0
     batches = length_batches([min(np.size(h), window.history) for h in histories], batch_size)
@@ -91,12 +93,17 @@ def score_users(
             count = found.candidates.item_BK.shape[1]
             item_UK[rows, :count] = found.candidates.item_BK.cpu().numpy()
             generation_UK[rows, :count] = found.candidates.score_BK.float().cpu().numpy()
+            real_BK = found.candidates.item_BK != PAD
+            item_score_UK[rows, :count] = (found.item_score_BK * real_BK).float().cpu().numpy()
             if window.search:
                 logits_BK = rerank(model, found, past_BF, catalogue, search)
                 rank_UK[rows, :count] = logits_BK.float().cpu().numpy()
     used = max(1, int((item_UK >= 0).sum(axis=1).max(initial=0)))
     rate = num_invalid / max(1, num_sids)
-    return Scored(item_UK[:, :used], generation_UK[:, :used], rank_UK[:, :used], rate)
+    generation_UK, item_score_UK, rank_UK = (
+        table[:, :used] for table in (generation_UK, item_score_UK, rank_UK)
+    )
+    return Scored(item_UK[:, :used], generation_UK, item_score_UK, rank_UK, rate)
 
 
 def score_targets(
@@ -108,8 +115,8 @@ def score_targets(
     max_history: int,
     batch_size: int = 256,
 ) -> FloatArray:
-    """Log-probability of one given item per history, on the scale of the generated candidates' scores."""
-    log_p_U = np.empty(len(histories), dtype=np.float32)
+    """What the generator says of one given item per history: `(U, 2)`, log-probability and item score."""
+    prior_UP = np.empty((len(histories), NUM_PRIORS), dtype=np.float32)
     device = catalogue.code_NL.device
     batches = length_batches([min(np.size(h), max_history) for h in histories], batch_size)
     with torch.inference_mode():
@@ -119,9 +126,10 @@ def score_targets(
             states_BSD, prefix = model.prefill(item_BT, length_B, catalogue)
             target_B1 = torch.from_numpy(target_U[rows]).to(device).unsqueeze(1)
             state_BD = model.next_state(states_BSD, length_B)
-            found = item_log_p(model, prefix, state_BD, target_B1, catalogue, search)
-            log_p_U[rows] = found[:, 0].float().cpu().numpy()
-    return log_p_U
+            log_p_B1 = item_log_p(model, prefix, state_BD, target_B1, catalogue, search)
+            score_B1 = model.item_scores(state_BD, target_B1, catalogue)
+            prior_UP[rows] = torch.cat((log_p_B1, score_B1), dim=1).float().cpu().numpy()
+    return prior_UP
 
 
 def _whole(histories: Sequence[npt.ArrayLike], rows: IntArray) -> torch.Tensor:

@@ -38,7 +38,7 @@ class Beams(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """The items behind the beams, most probable first; item -1 and score -inf for padding."""
+    """The items behind the beams, most probable first; item -1 and log-probability -inf for padding."""
 
     item_BK: Tensor
     score_BK: Tensor
@@ -50,6 +50,7 @@ class Generated(NamedTuple):
 
     beams: Beams
     candidates: Candidates
+    item_score_BK: Tensor
     prefix: Prefix
     branch: tuple[LayerCache, ...] | None
 
@@ -140,10 +141,12 @@ def generate(
     """
     length_B = (item_BT != PAD).sum(dim=1)
     states_BSD, prefix = model.prefill(item_BT, length_B, catalogue)
-    beams = beam_search(model, prefix, model.next_state(states_BSD, length_B), catalogue, config)
+    state_BD = model.next_state(states_BSD, length_B)
+    beams = beam_search(model, prefix, state_BD, catalogue, config)
     candidates = expand(beams, catalogue, config.bucket_cap, seen_BF)
     branch = None if beams.branch is None else select_branches(beams.branch, candidates.beam_BK)
-    return Generated(beams, candidates, prefix, branch)
+    item_score_BK = model.item_scores(state_BD, candidates.item_BK, catalogue)
+    return Generated(beams, candidates, item_score_BK, prefix, branch)
 
 
 @torch.no_grad()
@@ -161,8 +164,9 @@ def rerank(
     """
     item_BK = generated.candidates.item_BK
     found = retrieve(item_BK, past_BF, catalogue.vector_NV, config.retrieved)
-    prior_BK = generated.candidates.score_BK.masked_fill(item_BK == PAD, 0)
-    logits_BK = model.rank(generated.prefix, item_BK, prior_BK, found, catalogue, generated.branch)
+    log_p_BK = generated.candidates.score_BK.masked_fill(item_BK == PAD, 0)
+    prior_BKP = torch.stack((log_p_BK, generated.item_score_BK), dim=-1)
+    logits_BK = model.rank(generated.prefix, item_BK, prior_BKP, found, catalogue, generated.branch)
     return logits_BK.masked_fill(item_BK == PAD, -torch.inf)
 
 

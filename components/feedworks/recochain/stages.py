@@ -18,6 +18,7 @@ from torch import Tensor
 
 from feedworks.metrics import ranking
 from feedworks.nn.transformer import Prefix, select_rows
+from feedworks.recochain.calibration import fit_evidence
 from feedworks.recochain.catalogue import Catalogue
 from feedworks.recochain.config import RecoChainConfig
 from feedworks.recochain.data import (
@@ -30,7 +31,7 @@ from feedworks.recochain.data import (
     rank_batches,
     rank_positions,
 )
-from feedworks.recochain.losses import generation_loss, rank_loss
+from feedworks.recochain.losses import generation_loss, item_loss, rank_loss
 from feedworks.recochain.model import PAD, RecoChain, evidence, retrieve
 from feedworks.recochain.scoring import Window, score_targets, score_users
 from feedworks.training.loop import FitResult, fit
@@ -46,7 +47,11 @@ def train_stage_one(
     at = cache(catalogue.to)
 
     def loss(module: RecoChain, batch: HistoryBatch) -> dict[str, Tensor]:
-        return _generation_terms(module, batch.item_BT, at(batch.item_BT.device))
+        there = at(batch.item_BT.device)
+        length_B = (batch.item_BT != PAD).sum(dim=1)
+        states_BSD, _ = module.prefill(batch.item_BT, length_B, there)
+        terms = _generation_terms(module, states_BSD, batch.item_BT, there, config)
+        return terms | {"weight": length_B.sum()}
 
     batches = generator_batches(
         sequences,
@@ -71,14 +76,15 @@ def mine(model: RecoChain, sequences: Sequences, catalogue: Catalogue, config: R
     """Run the generator on training targets and keep its beams."""
     user_N, position_N = rank_positions(sequences, config.rank.positions)
     histories = [sequences.row(u)[:p] for u, p in zip(user_N, position_N, strict=True)]
-    window = Window(config.max_history)
+    window = Window(config.max_history, exclude_seen=config.exclude_seen)
     search = config.search
     found = score_users(
         model, catalogue, histories, search, window, config.evaluation.batch_size, "mine candidates"
     )
     target_N = sequences.item[sequences.start[user_N] + position_N]
     own = score_targets(model, catalogue, histories, target_N, search, window.history)
-    return Examples(user_N, position_N, found.item_UK, found.generation_UK, own)
+    prior_NKP = np.stack((found.generation_UK, found.item_score_UK), axis=-1)
+    return Examples(user_N, position_N, found.item_UK, prior_NKP, own)
 
 
 def train_stage_two(
@@ -123,22 +129,28 @@ def train_stage_two(
     )
 
 
-def _generation_terms(module: RecoChain, item_BT: Tensor, catalogue: Catalogue) -> dict[str, Tensor]:
-    length_B = (item_BT != PAD).sum(dim=1)
-    states_BSD, _ = module.prefill(item_BT, length_B, catalogue)
-    logits = module.target_logits(states_BSD, item_BT)
-    code_PL = catalogue.code_NL[item_BT[item_BT != PAD]]
-    return {"loss": generation_loss(logits, code_PL), "weight": length_B.sum()}
+def _generation_terms(
+    module: RecoChain, states_BSD: Tensor, item_BT: Tensor, catalogue: Catalogue, config: RecoChainConfig
+) -> dict[str, Tensor]:
+    item_P = item_BT[item_BT != PAD]
+    states_PLD = module.target_states(states_BSD, item_BT)
+    codes = generation_loss(module.target_logits(states_PLD), catalogue.code_NL[item_P])
+    if not module.config.item_scores:
+        return {"loss": codes, "generation": codes}
+    state_PD = states_PLD[:, 0]
+    own_P = module.item_scores(state_PD, item_P.unsqueeze(1), catalogue).squeeze(1)
+    other_PM = module.sampled_scores(state_PD, item_P, config.items.negatives, catalogue)
+    items = item_loss(own_P, other_PM, module.num_items)
+    return {"loss": codes + config.items.weight * items, "generation": codes, "items": items}
 
 
 def _joint_terms(
     module: RecoChain, batch: RankBatch, catalogue: Catalogue, config: RecoChainConfig
 ) -> dict[str, Tensor]:
     states_BSD, prefix = module.prefill(batch.item_BT, batch.length_B, catalogue)
-    code_PL = catalogue.code_NL[batch.item_BT[batch.item_BT != PAD]]
-    generation = generation_loss(module.target_logits(states_BSD, batch.item_BT), code_PL)
+    terms = _generation_terms(module, states_BSD, batch.item_BT, catalogue, config)
     rank = _rank_term(module, batch, prefix, catalogue, config)
-    return {"loss": generation + config.rank.weight * rank, "generation": generation, "rank": rank}
+    return terms | {"loss": terms["loss"] + config.rank.weight * rank, "rank": rank}
 
 
 def _rank_term(
@@ -151,43 +163,34 @@ def _rank_term(
         return prefix.layers[0].key.sum() * 0
     candidate_HK = batch.candidate_BK[row_H]
     found = retrieve(candidate_HK, batch.past_BF[row_H], catalogue.vector_NV, config.search.retrieved)
-    prior_HK = batch.prior_BK[row_H]
-    logits_HK = module.rank(select_rows(prefix, row_H), candidate_HK, prior_HK, found, catalogue)
+    prior_HKP = batch.prior_BKP[row_H]
+    logits_HK = module.rank(select_rows(prefix, row_H), candidate_HK, prior_HKP, found, catalogue)
     return rank_loss(logits_HK, candidate_HK != PAD, config.rank.loss)
 
 
-@torch.no_grad()
 def calibrate(
     model: RecoChain, sequences: Sequences, examples: Examples, catalogue: Catalogue, config: RecoChainConfig
 ) -> None:
-    """Start the ranker as a logistic regression over the evidence for the mined candidates.
+    """Start the ranker as the best linear map of the evidence for the mined candidates.
 
-    Without it the first epochs go into a bias, and the network must find in a few thousand rows what a few
-    weights say.
+    Without it the network must find in a few thousand rows what a few weights say.
     """
-    from sklearn.linear_model import LogisticRegression
-
     target_N = sequences.item[sequences.start[examples.user_N] + examples.position_N]
     label_NK = examples.beam_NK == target_N[:, None]
     row_H = np.flatnonzero(label_NK.any(axis=1))
     if not len(row_H):
         return
-    evidence_MJ, label_M = [], []
-    for rows in np.array_split(row_H, -(-len(row_H) // 256)):
-        past = [sequences.row(examples.user_N[i])[: examples.position_N[i]] for i in rows]
-        candidate_BK = torch.from_numpy(examples.beam_NK[rows])
+    order_HK = np.argsort(~label_NK[row_H], axis=1, kind="stable")  # the target comes first
+    candidate_HK = torch.from_numpy(np.take_along_axis(examples.beam_NK[row_H], order_HK, axis=1))
+    prior_HKP = torch.from_numpy(np.take_along_axis(examples.prior_NKP[row_H], order_HK[..., None], axis=1))
+    prior_HKP = prior_HKP.masked_fill((candidate_HK == PAD).unsqueeze(-1), 0)
+    parts = []
+    for rows in np.array_split(np.arange(len(row_H)), -(-len(row_H) // 256)):
+        past = [sequences.row(examples.user_N[i])[: examples.position_N[i]] for i in row_H[rows]]
         past_BF = history_tensor(past, config.search_history)
-        found = retrieve(candidate_BK, past_BF, catalogue.vector_NV, config.search.retrieved)
-        prior_BK = torch.from_numpy(np.where(examples.beam_NK[rows] >= 0, examples.score_NK[rows], 0))
-        evidence_BKJ = evidence(candidate_BK, prior_BK, found, catalogue)
-        real_BK = candidate_BK != PAD
-        evidence_MJ.append(evidence_BKJ[real_BK].numpy())
-        label_M.append(label_NK[rows][real_BK.numpy()])
-    table, label = np.concatenate(evidence_MJ), np.concatenate(label_M)
-    mean, scale = table.mean(axis=0), table.std(axis=0) + 1e-6
-    fitted = LogisticRegression(max_iter=1000).fit((table - mean) / scale, label)
-    weights = fitted.coef_[0] / scale
-    model.set_evidence(weights.tolist(), float(fitted.intercept_[0] - weights @ mean))
+        found = retrieve(candidate_HK[rows], past_BF, catalogue.vector_NV, config.search.retrieved)
+        parts.append(evidence(candidate_HK[rows], prior_HKP[rows], found, catalogue))
+    model.set_evidence(*fit_evidence(torch.cat(parts), candidate_HK != PAD, config.rank.loss))
 
 
 def _monitor(

@@ -69,11 +69,11 @@ def _stage_two(made: Sequences, *, positions: int = 2, negatives: int = 3, epoch
     user, position = rank_positions(made, positions)
     beam = _beams(len(user))
     rng = np.random.default_rng(2)
-    score = -rng.random(beam.shape).astype(np.float32)
-    own = -rng.random(len(user)).astype(np.float32) - 1
+    prior = -rng.random((*beam.shape, 2)).astype(np.float32) - [0, 5]
+    own = -rng.random((len(user), 2)).astype(np.float32) - [1, 6]
     return rank_batches(
         made,
-        Examples(user, position, beam, score, own),
+        Examples(user, position, beam, prior.astype(np.float32), own.astype(np.float32)),
         max_history=4,
         search_history=6,
         negatives=negatives,
@@ -128,7 +128,8 @@ def test_stage_two_rows_hold_the_target_its_past_and_negatives_of_its_beam():
             assert (prior[1:][candidate[1:] < 0] == 0).all()
             row = next(i for i, pair in enumerate(zip(user, position, strict=True)) if pair == (u, p))
             assert bool(found) is bool((_beams(len(user))[row] == target).any())
-            assert prior[0] < -1 < prior[1:].min()
+            assert prior[0, 0] < -1 < prior[1:, 0].min()
+            assert -7 < prior[0, 1] < -6 < prior[1:, 1].min()
             count += 1
     assert count == len(user)
 
@@ -164,8 +165,8 @@ def test_files_read_back_what_was_written(tmp_path):
         np.array([0, 1]),
         np.array([3, 4]),
         np.array([[1, -1], [2, 3]]),
-        np.array([[-0.5, -np.inf], [-1, -2]], np.float32),
-        np.array([-1.5, -2], np.float32),
+        np.array([[[-0.5, 3], [-np.inf, 0]], [[-1, 4], [-2, 5]]], np.float32),
+        np.array([[-1.5, 6], [-2, 7]], np.float32),
     )
     write_examples(examples, tmp_path / "e.parquet")
     for one, other in zip(examples, read_examples(tmp_path / "e.parquet"), strict=True):

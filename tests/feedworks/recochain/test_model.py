@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from feedworks.errors import ModelError
 from feedworks.recochain.config import SearchConfig
-from feedworks.recochain.losses import generation_loss, rank_loss
+from feedworks.recochain.losses import generation_loss, item_loss, rank_loss
 from feedworks.recochain.model import (
     LATEST,
+    NUM_PRIORS,
     NUM_SIMILARITIES,
     PAD,
     RecoChain,
@@ -36,7 +37,7 @@ def ranked(model: RecoChain, catalogue, item_BK: torch.Tensor, *, count: int = 3
     """Logits with everything computed anew: prefix, codes, behaviours."""
     _, prefix = model.prefill(HISTORIES, LENGTHS, catalogue)
     found = retrieve(item_BK, HISTORIES, catalogue.vector_NV, count)
-    return model.rank(prefix, item_BK, torch.zeros(item_BK.shape), found, catalogue)
+    return model.rank(prefix, item_BK, torch.zeros(*item_BK.shape, NUM_PRIORS), found, catalogue)
 
 
 @pytest.mark.parametrize("levels", [1, 3])
@@ -57,7 +58,10 @@ def test_property_3_cached_branches_score_as_a_full_recompute(levels, item_token
 
 
 def _evidence_term(model, catalogue, row, item, generated, place) -> torch.Tensor:
-    one, prior = torch.tensor([[item]]), generated.candidates.score_BK[row, place][None, None]
+    one = torch.tensor([[item]])
+    states, _ = model.prefill(HISTORIES[row : row + 1], LENGTHS[row : row + 1], catalogue)
+    score = model.item_scores(model.next_state(states, LENGTHS[row : row + 1]), one, catalogue)
+    prior = torch.stack((generated.candidates.score_BK[row, place][None, None], score), dim=-1)
     found = retrieve(one, HISTORIES[row : row + 1], catalogue.vector_NV, SEARCH.retrieved)
     return model.evidence(evidence(one, prior, found, catalogue))[0, 0, 0]
 
@@ -198,24 +202,29 @@ def test_property_7_shuffling_the_future_leaves_scores_unchanged():
     for sequence in (item, shuffled):
         states, prefix = model.prefill(sequence, torch.tensor([4]), catalogue)
         found = retrieve(candidate, past, catalogue.vector_NV, 3)
-        logits = model.target_logits(states, sequence)
+        logits = model.target_logits(model.target_states(states, sequence))
         next_state = model.next_state(states, torch.tensor([4]))
-        rank = model.rank(prefix, candidate, torch.zeros(1, 3), found, catalogue)
+        rank = model.rank(prefix, candidate, torch.zeros(1, 3, NUM_PRIORS), found, catalogue)
         # The first code of place 4 is scored before anything of place 4 is read.
         results.append([next_state, rank, *(level[:4] for level in logits), logits[0][4]])
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
 
 
+def _code_logits(model, item_BT, catalogue) -> list[torch.Tensor]:
+    states, _ = model.prefill(item_BT, (item_BT != PAD).sum(dim=1), catalogue)
+    return model.target_logits(model.target_states(states, item_BT))
+
+
 def test_property_7_a_code_is_scored_before_it_is_read():
     catalogue = small.catalogue()
     model = small.model(catalogue)
     item = torch.tensor([[3, 1]])
-    before = model.target_logits(model.prefill(item, torch.tensor([2]), catalogue)[0], item)
+    before = _code_logits(model, item, catalogue)
     changed = catalogue.code_NL.clone()
     changed[1, 1] = (changed[1, 1] + 1) % catalogue.num_codes
     other = small.Catalogue(**(vars(catalogue) | {"code_NL": changed}))
-    after = model.target_logits(model.prefill(item, torch.tensor([2]), other)[0], item)
+    after = _code_logits(model, item, other)
     assert torch.equal(before[0], after[0])
     assert torch.equal(before[1], after[1])
     assert not torch.isclose(before[2][1], after[2][1]).all()
@@ -256,8 +265,14 @@ def test_an_unseen_item_counts_by_its_vector_and_codes_alone():
 
 def _stage_one(model, catalogue) -> torch.Tensor:
     states, _ = model.prefill(HISTORIES, LENGTHS, catalogue)
-    code_PL = catalogue.code_NL[HISTORIES[HISTORIES != PAD]]
-    return generation_loss(model.target_logits(states, HISTORIES), code_PL)
+    item_P = HISTORIES[HISTORIES != PAD]
+    states_PLD = model.target_states(states, HISTORIES)
+    codes = generation_loss(model.target_logits(states_PLD), catalogue.code_NL[item_P])
+    if not model.config.item_scores:
+        return codes
+    own = model.item_scores(states_PLD[:, 0], item_P[:, None], catalogue)[:, 0]
+    other = model.sampled_scores(states_PLD[:, 0], item_P, 0, catalogue)
+    return codes + item_loss(own, other, model.num_items)
 
 
 def _stage_two(model, catalogue) -> torch.Tensor:
@@ -265,14 +280,15 @@ def _stage_two(model, catalogue) -> torch.Tensor:
     candidate = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, -1]])
     _, prefix = model.prefill(HISTORIES, LENGTHS - 1 + (LENGTHS == 1), catalogue)
     found = retrieve(candidate, HISTORIES, catalogue.vector_NV, 3)
-    logits = model.rank(prefix, candidate, torch.randn(3, 3), found, catalogue)
+    logits = model.rank(prefix, candidate, torch.randn(3, 3, NUM_PRIORS), found, catalogue)
     return rank_loss(logits, candidate != PAD, "bce")
 
 
+@pytest.mark.parametrize("item_scores", [True, False])
 @pytest.mark.parametrize("item_tokens", [True, False])
-def test_a_gradient_reaches_every_parameter_that_a_stage_trains(item_tokens):
+def test_a_gradient_reaches_every_parameter_that_a_stage_trains(item_tokens, item_scores):
     catalogue = small.catalogue()
-    model = small.model(catalogue, item_tokens=item_tokens)
+    model = small.model(catalogue, item_tokens=item_tokens, item_scores=item_scores)
     model.train_only_generator()
     _stage_one(model, catalogue).backward()
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -308,7 +324,8 @@ def test_it_fits_one_batch_by_heart():
         loss.backward()
         optimizer.step()
     # The three histories begin alike for the model, so the first item of each can be learned to chance only.
-    first_item = np.log(3) * 3 / len(HISTORIES[HISTORIES != PAD])
+    # Codes and items both have to be told.
+    first_item = 2 * np.log(3) * 3 / len(HISTORIES[HISTORIES != PAD])
     assert loss < first_item + 0.1
     assert rank < 0.05
 
@@ -328,15 +345,17 @@ def test_saved_and_loaded_it_answers_the_same(tmp_path):
 def test_evidence_equals_its_definition():
     catalogue = small.catalogue(block_widths=(2, 4))
     item_BK = torch.tensor([[2, 7], [4, PAD], [1, 3]])
-    prior_BK = torch.tensor([[-1.0, -2.0], [-3.0, 0.0], [-0.5, -4.0]])
+    prior_BKP = torch.tensor([[-1.0, -2.0], [-3.0, 0.0], [-0.5, -4.0]]).unsqueeze(-1) * torch.tensor(
+        [1.0, -3]
+    )
     found = retrieve(item_BK, HISTORIES, catalogue.vector_NV, 4)
-    table = evidence(item_BK, prior_BK, found, catalogue)
-    assert table.shape == (3, 2, 1 + 2 * NUM_SIMILARITIES)
+    table = evidence(item_BK, prior_BKP, found, catalogue)
+    assert table.shape == (3, 2, NUM_PRIORS + 2 * NUM_SIMILARITIES)
     for row in range(3):
         for place in range(2):
             if item_BK[row, place] == PAD:
                 continue
-            expected = [float(prior_BK[row, place])]
+            expected = prior_BKP[row, place].tolist()
             behind = [item for item in found.item_BKM[row, place].tolist() if item != PAD]
             for low, high in ((0, 2), (2, 6)):
                 own = catalogue.vector_NV[item_BK[row, place], low:high]
@@ -355,6 +374,41 @@ def test_evidence_without_behaviours_is_the_prior_alone():
     catalogue = small.catalogue()
     item_BK = torch.tensor([[2], [4], [1]])
     found = retrieve(item_BK, HISTORIES, catalogue.vector_NV, 0)
-    table = evidence(item_BK, torch.full((3, 1), -2.0), found, catalogue)
-    assert table[..., 0].eq(-2).all()
-    assert table[..., 1:].eq(0).all()
+    table = evidence(item_BK, torch.full((3, 1, NUM_PRIORS), -2.0), found, catalogue)
+    assert table[..., :NUM_PRIORS].eq(-2).all()
+    assert table[..., NUM_PRIORS:].eq(0).all()
+
+
+@pytest.mark.parametrize("item_scores", [True, False])
+def test_an_item_score_is_a_product_with_the_item_and_nothing_where_switched_off(item_scores):
+    catalogue = small.catalogue()
+    model = small.model(catalogue, item_scores=item_scores)
+    states, _ = model.prefill(HISTORIES, LENGTHS, catalogue)
+    state_BD, item_BK = model.next_state(states, LENGTHS), torch.tensor([[0, 3], [7, 7], [39, 1]])
+    scores = model.item_scores(state_BD, item_BK, catalogue)
+    for row, place in np.ndindex(3, 2):
+        item = int(item_BK[row, place])
+        content = model.item.weight[item] + model.vector.weight @ catalogue.vector_NV[item]
+        expected = model.item_query.weight @ state_BD[row] @ content if item_scores else torch.zeros(())
+        torch.testing.assert_close(scores[row, place], expected, rtol=1e-4, atol=1e-4)
+    every = torch.arange(40).expand(3, -1)
+    if item_scores:
+        target = torch.tensor([5, 6, 7])
+        sampled = model.sampled_scores(state_BD, target, 0, catalogue)
+        own = every == target[:, None]
+        torch.testing.assert_close(
+            sampled, model.item_scores(state_BD, every, catalogue).masked_fill(own, -torch.inf)
+        )
+
+
+def test_drawn_items_are_scored_as_in_the_whole_catalogue_and_never_hold_the_target():
+    catalogue = small.catalogue()
+    model = small.model(catalogue)
+    state_PD, target_P = torch.randn(6, small.CONFIG.width), torch.tensor([0, 1, 2, 3, 4, 5])
+    every = model.sampled_scores(state_PD, target_P, 40, catalogue)
+    torch.manual_seed(3)
+    drawn = model.sampled_scores(state_PD, target_P, 30, catalogue)
+    torch.manual_seed(3)
+    item_M = torch.randint(40, (30,))
+    torch.testing.assert_close(drawn, every[:, item_M])
+    assert torch.equal(drawn == -torch.inf, item_M == target_P[:, None])

@@ -74,7 +74,11 @@ def test_seen_items_are_left_out_even_those_before_the_window(model, catalogue):
 
 def test_padding_stays_last_when_reranked():
     scored = Scored(
-        np.array([[4, 7, 2, -1]]), np.zeros((1, 4), np.float32), np.array([[-9.0, 3.0, -50.0, -np.inf]]), 0.0
+        np.array([[4, 7, 2, -1]]),
+        np.zeros((1, 4), np.float32),
+        np.zeros((1, 4), np.float32),
+        np.array([[-9.0, 3.0, -50.0, -np.inf]]),
+        0.0,
     )
     assert scored.reranked().tolist() == [[7, 4, 2, -1]]
 
@@ -91,7 +95,8 @@ def test_a_target_is_scored_as_the_candidate_that_it_is(model, catalogue):
     place = np.arange(20) * 2
     target = found.item_UK[np.arange(20), place]
     own = score_targets(model, catalogue, HISTORIES, target, wide, max_history=5, batch_size=7)
-    np.testing.assert_allclose(own, found.generation_UK[np.arange(20), place], atol=1e-5)
+    for column, scores in enumerate((found.generation_UK, found.item_score_UK)):
+        np.testing.assert_allclose(own[:, column], scores[np.arange(20), place], atol=1e-5)
 
 
 def test_semantic_ids_of_no_item_are_counted(model, catalogue, monkeypatch):

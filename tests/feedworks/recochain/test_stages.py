@@ -87,7 +87,8 @@ def test_property_5_reranking_preserves_the_set(learned):
 
 def test_history_rows_say_what_was_optimised(learned):
     last = learned.stage_two.history[-1]
-    assert last["train/loss"] == pytest.approx(last["train/generation"] + last["train/rank"], rel=1e-4)
+    parts = last["train/generation"] + last["train/items"] + last["train/rank"]
+    assert last["train/loss"] == pytest.approx(parts, rel=1e-4)
     assert {"valid/generation/ndcg@10", "valid/rerank/ndcg@10", "valid/rerank/recall@5"} <= last.keys()
     assert learned.stage_two.best_metric == last["valid/rerank/ndcg@10"]
 
@@ -118,16 +119,16 @@ def test_without_freezing_everything_changes(tmp_path):
     changed, _ = stage_two(tmp_path)
     assert changed == {
         *("evidence", "rank_token", "similarity", "rank_head"),
-        *("code", "item", "vector", "bos", "decoder"),
+        *("code", "item", "vector", "bos", "decoder", "item_query"),
     }
 
 
 def test_loss_and_weight_are_read(tmp_path):
     losses = {}
     for name, settings in {
-        "bce": (),
-        "listwise": ("rank.loss=listwise",),
-        "double": ("rank.weight=2",),
+        "bce": ("rank.loss=bce",),
+        "listwise": (),
+        "double": ("rank.loss=bce", "rank.weight=2"),
     }.items():
         _, result = stage_two(tmp_path / name, "joint.lr=0", "joint.weight_decay=0", *settings)
         losses[name] = result.history[0]
@@ -145,7 +146,23 @@ def test_stage_one_leaves_the_ranker_alone(tmp_path):
     model = small.model(catalogue)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     stages.train_stage_one(model, generated(), catalogue, config, tmp_path / "state")
-    assert changed_parts(model, before) == {"code", "item", "vector", "bos", "decoder"}
+    assert changed_parts(model, before) == {"code", "item", "vector", "bos", "decoder", "item_query"}
+
+
+def test_items_that_are_never_recommended_are_not_mined_either():
+    made, catalogue = generated(), small.catalogue(num_items=20)
+    model = small.model(catalogue)
+    for exclude in (False, True):
+        config = small.quick(f"exclude_seen={exclude}".lower(), "search.beam=20", "search.bucket_cap=20")
+        examples = stages.mine(model, made, catalogue, config)
+        seen = [
+            np.isin(beam, made.row(user)[:position]).any()
+            for user, position, beam in zip(
+                examples.user_N, examples.position_N, examples.beam_NK, strict=True
+            )
+        ]
+        assert all(seen) is not exclude
+        assert any(seen) is not exclude
 
 
 def test_mined_beams_are_those_of_the_history_before_the_target():
@@ -162,7 +179,7 @@ def test_mined_beams_are_those_of_the_history_before_the_target():
     # Where the target is in the beam, its own score is the score of its place there.
     row, column = np.nonzero(examples.beam_NK == target[:, None])
     assert len(row) > 20
-    np.testing.assert_allclose(examples.score_NK[row, column], examples.target_score_N[row], atol=1e-5)
+    np.testing.assert_allclose(examples.prior_NKP[row, column], examples.target_prior_NP[row], atol=1e-5)
     # The target itself must not count.
     latest = rank_positions(made, 1)
     altered = Sequences(made.user_id, made.start, made.item.copy())
