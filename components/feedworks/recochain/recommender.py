@@ -35,7 +35,7 @@ class Request(NamedTuple):
 
 
 class Recommendation(NamedTuple):
-    """One item; the score is a click logit, or the training count under the popularity fallback."""
+    """One item; the score is a ranking logit, or the training count under the popularity fallback."""
 
     item_id: int
     score: float

@@ -62,7 +62,7 @@ class Item(BaseModel):
     """One recommended item."""
 
     item_id: int
-    score: float = Field(description="click logit, or the training count under the popularity fallback")
+    score: float = Field(description="ranking logit, or the training count under the popularity fallback")
     sid: tuple[int, ...] = Field(description="semantic ID")
 
 
