@@ -308,8 +308,8 @@ def small() -> RecoChainConfig:
         items=ItemConfig(),
         search=SearchConfig(),
         generator=replace(DECAYING, epochs=9, batch_size=128, lr=2e-3, warmup_steps=300, eval_every=3),
-        rank=RankConfig(negatives=19),
-        joint=replace(DECAYING, epochs=4, batch_size=128, lr=1e-3, warmup_steps=50),
+        rank=RankConfig(negatives=19, weight=0.3),
+        joint=replace(DECAYING, epochs=3, batch_size=128, lr=1e-3, warmup_steps=50),
         sasrec=SasrecConfig(),
         sasrec_training=TrainConfig(epochs=40, batch_size=128, lr=4e-3, eval_every=5),
         evaluation=EvaluationConfig(
