@@ -68,7 +68,7 @@ class Evaluated:
         slices: slice -> method -> recall at the largest cutoff.
         gain: metric -> relative gain of the reranked over the generated order.
         sweep: settings of beam and retrieval length on the validation split.
-        per_user: user_id, target, and the rank of the target under each method (0: not in the list).
+        per_user: user_id, item_id of the target, and its rank under each method (0: not in the list).
     """
 
     metrics: dict[str, float]
@@ -115,7 +115,8 @@ def evaluate_all(inputs: Inputs, config: RecoChainConfig) -> Evaluated:
         metrics |= {f"{key}/generation": row.generated, f"{key}/rerank": row.reranked}
         metrics |= ranking.flat(f"{key}", {"gain": row.gain})
     columns = {name: pa.array(rank, pa.int32()) for name, rank in ranks.items()}
-    user = {"user_id": pa.array(sequences.user_id), "target": pa.array(target_U, pa.int32())}
+    item_id_U = inputs.catalogue.item_id_N.cpu().numpy()[target_U]
+    user = {"user_id": pa.array(sequences.user_id), "item_id": pa.array(item_id_U)}
     return Evaluated(
         metrics=metrics,
         methods=methods,

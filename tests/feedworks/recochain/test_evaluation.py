@@ -51,13 +51,20 @@ def by_hand(rank: np.ndarray) -> dict[str, float]:
 def test_metrics_of_a_method_are_those_of_its_ranks(metrics, per_user, sequences, method):
     window = 12
     last = [sequences.history(user, "test")[-window:] for user in range(len(sequences))]
-    novel = np.array([t not in h for t, h in zip(per_user["target"], last, strict=True)])
+    novel = np.array([t not in h for t, h in zip(sequences.targets("test"), last, strict=True)])
     assert metrics["test/novel/num_users"] == novel.sum()
     assert 0 < novel.sum() < len(novel)
     for prefix, rows in ((f"test/{method}", per_user), (f"test/novel/{method}", per_user[novel])):
         for name, value in by_hand(rows[method].to_numpy()).items():
             assert metrics[f"{prefix}/{name}"] == pytest.approx(value), name
             assert metrics[f"{prefix}/{name}/ci_low"] <= value <= metrics[f"{prefix}/{name}/ci_high"]
+
+
+def test_targets_are_told_by_their_ids(per_user, sequences, work):
+    item_id = pq.read_table(work / "prepared" / "items.parquet")["item_id"].to_numpy()
+    assert not np.array_equal(item_id, np.arange(len(item_id)))
+    assert np.array_equal(per_user["item_id"], item_id[sequences.targets("test")])
+    assert np.array_equal(per_user["user_id"], sequences.user_id)
 
 
 def test_gain_is_that_of_the_reranked_over_the_generated_order(metrics, per_user):
