@@ -76,6 +76,43 @@ def from_json(config_type: type[ConfigT], text: str) -> ConfigT:
     return _from_mapping(config_type, values, prefix="")
 
 
+def at_least(minimum: float, section: str, **values: float) -> None:
+    """Refuse numbers below `minimum`; `section` is the dotted path to the settings, "" at the top.
+
+    Raises:
+        ConfigError: it names the setting, its value and the bound.
+    """
+    for name, value in values.items():
+        if value < minimum:
+            raise ConfigError(f"{_key(section, name)}={value}: expected at least {minimum}")
+
+
+def between(low: float, high: float, section: str, **values: float) -> None:
+    """Refuse numbers outside `[low, high]`.
+
+    Raises:
+        ConfigError: it names the setting, its value and the bounds.
+    """
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise ConfigError(f"{_key(section, name)}={value}: expected {low} to {high}")
+
+
+def positive(section: str, **values: float) -> None:
+    """Refuse 0 and negative numbers.
+
+    Raises:
+        ConfigError: it names the setting and its value.
+    """
+    for name, value in values.items():
+        if value <= 0:
+            raise ConfigError(f"{_key(section, name)}={value}: expected more than 0")
+
+
+def _key(section: str, name: str) -> str:
+    return f"{section}.{name}" if section else name
+
+
 def _merge(config: ConfigT, tree: Mapping[str, Any], prefix: str) -> ConfigT:
     hints = typing.get_type_hints(type(config))
     changes: dict[str, Any] = {}

@@ -10,9 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from feedworks.configuration import with_overrides
+from feedworks.configuration import at_least, between, positive, with_overrides
 from feedworks.errors import ConfigError
 from feedworks.training.settings import TrainConfig
+
+# All of a beam's candidates are ranked at once: wider ones take all memory long before they gain anything.
+WIDEST = 10_000
+MOST_DROPOUT = 0.99
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,9 @@ class VectorConfig:
             raise ConfigError(f"vectors.sources={self.sources!r}: expected some of {', '.join(known)}")
         if len(self.weights) != len(self.sources):
             raise ConfigError(f"vectors.weights={self.weights!r}: expected {len(self.sources)} numbers")
+        widths = {"text_width": self.text_width, "collaborative_width": self.collaborative_width}
+        at_least(1, "vectors", window=self.window, **widths)
+        positive("vectors", weights=min(self.weights), shift=self.shift)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +72,8 @@ class TokenizerConfig:
     normalise: bool = False
 
     def __post_init__(self) -> None:
-        _at_least(1, "tokenizer", levels=self.levels, codes=self.codes, sample_size=self.sample_size)
+        at_least(1, "tokenizer", levels=self.levels, codes=self.codes)
+        at_least(1, "tokenizer", iterations=self.iterations, sample_size=self.sample_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +102,7 @@ class ModelConfig:
     similarity_buckets: int = 16
 
     def __post_init__(self) -> None:
-        _at_least(
+        at_least(
             1,
             "model",
             num_layers=self.num_layers,
@@ -102,6 +110,7 @@ class ModelConfig:
             hidden=self.hidden,
             similarity_buckets=self.similarity_buckets,
         )
+        between(0, MOST_DROPOUT, "model", dropout=self.dropout)
         if self.width < 1 or self.width % (2 * self.num_heads):
             raise ConfigError(
                 f"model.width={self.width}: expected a multiple of 2 * num_heads = {2 * self.num_heads}"
@@ -121,7 +130,7 @@ class ItemConfig:
     negatives: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(0, "items", negatives=self.negatives)
+        at_least(0, "items", weight=self.weight, negatives=self.negatives)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +150,8 @@ class SearchConfig:
     bucket_cap: int = 8
 
     def __post_init__(self) -> None:
-        _at_least(1, "search", beam=self.beam, bucket_cap=self.bucket_cap)
-        _at_least(0, "search", retrieved=self.retrieved)
+        between(1, WIDEST, "search", beam=self.beam, bucket_cap=self.bucket_cap)
+        between(0, WIDEST, "search", retrieved=self.retrieved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +179,8 @@ class RankConfig:
     freeze_backbone: bool = False
 
     def __post_init__(self) -> None:
-        _at_least(1, "rank", negatives=self.negatives, positions=self.positions)
+        at_least(1, "rank", negatives=self.negatives, positions=self.positions)
+        at_least(0, "rank", weight=self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +192,15 @@ class SasrecConfig:
     num_heads: int = 2
     dropout: float = 0.5
     max_history: int = 50
+
+    def __post_init__(self) -> None:
+        at_least(1, "sasrec", num_layers=self.num_layers, num_heads=self.num_heads)
+        at_least(1, "sasrec", max_history=self.max_history)
+        between(0, MOST_DROPOUT, "sasrec", dropout=self.dropout)
+        if self.width < 1 or self.width % self.num_heads:
+            raise ConfigError(
+                f"sasrec.width={self.width}: expected a multiple of num_heads = {self.num_heads}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,10 +228,15 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if not self.cutoffs:
             raise ConfigError("evaluation.cutoffs is empty: expected numbers such as 5,10")
-        _at_least(1, "evaluation", cutoffs=min(self.cutoffs), bootstrap=self.bootstrap)
-        _at_least(1, "evaluation", batch_size=self.batch_size, monitor_users=self.monitor_users)
-        _at_least(1, "evaluation", sweep_beams=min(self.sweep_beams, default=1), sweep_users=self.sweep_users)
-        _at_least(0, "evaluation", sweep_retrieved=min(self.sweep_retrieved, default=0))
+        if list(self.cutoffs) != sorted(set(self.cutoffs)):
+            raise ConfigError(f"evaluation.cutoffs={self.cutoffs}: expected rising numbers such as 5,10")
+        at_least(1, "evaluation", cutoffs=min(self.cutoffs), bootstrap=self.bootstrap)
+        at_least(1, "evaluation", batch_size=self.batch_size, monitor_users=self.monitor_users)
+        at_least(1, "evaluation", sweep_users=self.sweep_users)
+        for beam in self.sweep_beams:
+            between(1, WIDEST, "evaluation", sweep_beams=beam)
+        for retrieved in self.sweep_retrieved:
+            between(0, WIDEST, "evaluation", sweep_retrieved=retrieved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +288,8 @@ class RecoChainConfig:
     gate: GateConfig
 
     def __post_init__(self) -> None:
-        _at_least(1, "", max_history=self.max_history, search_history=self.search_history)
+        at_least(1, "", max_history=self.max_history, search_history=self.search_history)
+        at_least(0, "", seed=self.seed)
         if self.min_events < 3:
             raise ConfigError(f"min_events={self.min_events}: expected at least 3 (train, validation, test)")
         if not 0 < self.user_fraction <= 1:
@@ -351,10 +376,3 @@ def resolve(preset: str, overrides: Sequence[str] = ()) -> RecoChainConfig:
     if preset not in PRESETS:
         raise ConfigError(f"unknown preset {preset!r}; known presets: {', '.join(PRESETS)}")
     return with_overrides(PRESETS[preset](), overrides)
-
-
-def _at_least(minimum: int, section: str, **values: int) -> None:
-    for name, value in values.items():
-        if value < minimum:
-            key = f"{section}.{name}" if section else name
-            raise ConfigError(f"{key}={value}: expected at least {minimum}")

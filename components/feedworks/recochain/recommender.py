@@ -177,7 +177,8 @@ class Recommender:
                     vectors.append(self._checked(item, vector))
         if not vectors:
             return self._catalogue, rows
-        vector_MV = torch.nn.functional.normalize(torch.stack(vectors), dim=1)
+        # In float64, because the length of a float32 vector overflows at 1e19.
+        vector_MV = torch.nn.functional.normalize(torch.stack(vectors).double(), dim=1).float()
         code_ML = self._tokenizer.encode(vector_MV)
         item_id_M = torch.tensor([item for _, item in rows])
         columns = (column.to(self._device) for column in (item_id_M, code_ML, vector_MV))

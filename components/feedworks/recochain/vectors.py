@@ -120,7 +120,7 @@ def collaborative_vectors(
 
 def unit_rows(table: npt.NDArray[np.floating]) -> FloatArray:
     """Scale rows to length 1; zero rows stay zero."""
-    length = np.linalg.norm(table, axis=1, keepdims=True)
+    length = np.linalg.norm(table.astype(np.float64), axis=1, keepdims=True)  # float32 overflows at 1e19
     return (table / np.where(length > 0, length, 1)).astype(np.float32)
 
 

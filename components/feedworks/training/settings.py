@@ -52,7 +52,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         at_least_one = ("epochs", "batch_size", "accumulate", "eval_every")
-        not_negative = ("lr", "weight_decay", "warmup_steps", "grad_clip", "checkpoint_every_s", "patience")
+        not_negative = (
+            "lr",
+            "weight_decay",
+            "warmup_steps",
+            "grad_clip",
+            "checkpoint_every_s",
+            "patience",
+            "seed",
+        )
         for name in at_least_one:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in not_negative:

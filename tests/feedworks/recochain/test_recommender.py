@@ -126,7 +126,7 @@ def test_an_unseen_item_is_read_by_its_vector_and_never_recommended(recommender,
             Request([*history, UNKNOWN], 20, {UNKNOWN: like_first}),
             # The same id may mean another item in another request.
             Request([*history, UNKNOWN], 20, {UNKNOWN: like_last}),
-            Request([*history, UNKNOWN], 20, {UNKNOWN: [5 * value for value in like_first]}),
+            Request([*history, UNKNOWN], 20, {UNKNOWN: [1e30 * value for value in like_first]}),
         ]
     )
     assert first.skipped == last.skipped == []

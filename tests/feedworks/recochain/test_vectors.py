@@ -8,7 +8,13 @@ import pytest
 from feedworks.errors import ConfigError, DataError
 from feedworks.recochain.config import VectorConfig
 from feedworks.recochain.data import Sequences
-from feedworks.recochain.vectors import build_vectors, collaborative_vectors, given_vectors, text_vectors
+from feedworks.recochain.vectors import (
+    build_vectors,
+    collaborative_vectors,
+    given_vectors,
+    text_vectors,
+    unit_rows,
+)
 
 from .test_data import sequences
 
@@ -18,6 +24,13 @@ def build(config: VectorConfig, made: Sequences, given=None, text=None) -> np.nd
     return build_vectors(
         config, given=given or [None] * num_items, text=text or [None] * num_items, sequences=made, seed=0
     )[0]
+
+
+def test_vectors_of_any_finite_size_have_length_1():
+    tiny, huge = np.full((1, 4), 1e-30, np.float32), np.full((1, 4), 3e38, np.float32)
+    np.testing.assert_allclose(
+        unit_rows(np.concatenate((tiny, huge, 0 * huge))), [[0.5] * 4, [0.5] * 4, [0] * 4]
+    )
 
 
 def two_groups(seed: int = 0) -> Sequences:
