@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -15,6 +16,8 @@ T = TypeVar("T")
 
 LINE_EVERY_S = 5.0
 BAR_EVERY_S = 0.25
+# What `Progress` prints where there is no terminal: label, count, total, note.
+_PLAIN = re.compile(r"(.+): (\d+)(?:/(\d+))?, \d+ s(?:, [\d.,]+/s)?(?:, (.*))?")
 
 
 class Progress:
@@ -28,7 +31,7 @@ class Progress:
 
     def __init__(self, label: str, *, total: int | None = None, start: int = 0) -> None:
         self.count = start
-        self._label = label
+        self.label = label
         self._total = total
         self._start = start
         self._start_s = time.monotonic()
@@ -81,10 +84,43 @@ class Progress:
         rate = f", {(self.count - self._start) / elapsed_s:,.1f}/s" if elapsed_s > 0.1 else ""
         tail = f", {text}" if text else ""
         print(
-            f"{self._label}: {self.count}{of_total}, {elapsed_s:.0f} s{rate}{tail}",
+            f"{self.label}: {self.count}{of_total}, {elapsed_s:.0f} s{rate}{tail}",
             file=sys.stderr,
             flush=True,
         )
+
+
+class Relay:
+    """Shows what another process prints through a pipe; in a terminal its lines of progress become a bar.
+
+    Args:
+        indent: stands before every line.
+    """
+
+    def __init__(self, indent: str = "") -> None:
+        self._indent = indent
+        self._shown: Progress | None = None
+
+    def show(self, line: str) -> None:
+        """Show one line; anything but the next count of the same work ends the bar."""
+        found = _PLAIN.fullmatch(line) if sys.stderr.isatty() else None
+        if found is None:
+            self.close()
+            say(self._indent + line)
+            return
+        label, count, total, note = found.groups()
+        label, count = self._indent + label, int(count)
+        shown = self._shown
+        if shown is None or shown.label != label or count < shown.count:
+            self.close()
+            shown = self._shown = Progress(label, total=int(total) if total else None)
+        shown.advance(count - shown.count, (lambda: note) if note else None)
+
+    def close(self) -> None:
+        """End the bar, if there is one."""
+        if self._shown is not None:
+            self._shown.close()
+            self._shown = None
 
 
 def progress(iterable: Iterable[T], *, label: str, total: int | None = None) -> Iterator[T]:

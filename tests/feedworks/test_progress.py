@@ -8,7 +8,7 @@ import termios
 
 import pytest
 
-from feedworks.progress import Progress, progress, say
+from feedworks.progress import Progress, Relay, progress, say
 
 
 def test_lines_show_the_first_and_the_last_count(capsys):
@@ -58,16 +58,8 @@ def test_only_the_first_process_speaks(capsys, monkeypatch):
     assert capsys.readouterr().err == "hello\n"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo terminal")
-@pytest.mark.parametrize("columns", [0, 120])
-def test_a_terminal_gets_a_bar(columns):
-    script = (
-        "from feedworks.progress import Progress, say\n"
-        "with Progress('steps', total=4) as shown:\n"
-        "    for _ in range(4):\n"
-        "        shown.advance(1, lambda: 'loss 0.5')\n"
-        "    say('a line')\n"
-    )
+def in_terminal(script: str, columns: int = 120) -> str:
+    """Run a script with a pseudo terminal as its stderr; return what the terminal got."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -82,8 +74,59 @@ def test_a_terminal_gets_a_bar(columns):
             shown += chunk
     os.close(leader)
     assert process.returncode == 0
-    text = shown.decode()
+    return shown.decode()
+
+
+@pytest.mark.parametrize("columns", [0, 120])
+def test_a_terminal_gets_a_bar(columns):
+    text = in_terminal(
+        "from feedworks.progress import Progress, say\n"
+        "with Progress('steps', total=4) as shown:\n"
+        "    for _ in range(4):\n"
+        "        shown.advance(1, lambda: 'loss 0.5')\n"
+        "    say('a line')\n",
+        columns,
+    )
     assert "100%" in text
     assert "4/4" in text
     assert "loss 0.5" in text
     assert "a line\r\n" in text
+
+
+LINES = (
+    "start of it",
+    "train: 1/110, 0 s, loss 7.5",
+    "train: 55/110, 61 s, 2,000.1/s, epoch 1/6 loss 5.25",
+    "train: 110/110, 120 s, 1.8/s",
+    "train: 3/9, 1 s, 3.0/s",
+    "rows: 12, 3 s",
+    "loss: 3/4 of what it was",
+)
+
+
+def test_lines_of_another_process_pass_through_a_pipe_as_they_are(capsys):
+    relay = Relay(indent="  ")
+    for line in LINES:
+        relay.show(line)
+    relay.close()
+    assert capsys.readouterr().err.splitlines() == [f"  {line}" for line in LINES]
+
+
+def test_lines_of_another_process_become_bars_in_a_terminal():
+    text = in_terminal(
+        "from feedworks.progress import Relay\n"
+        "import time\n"
+        "relay = Relay(indent='  ')\n"
+        f"for line in {LINES!r}:\n"
+        "    relay.show(line)\n"
+        "    time.sleep(0.3)\n"  # a bar moves at most four times a second
+        "relay.close()\n"
+    )
+    assert "  start of it\r\n" in text
+    assert "50%" in text
+    assert "epoch 1/6 loss 5.25" in text
+    assert "110/110" in text
+    assert "3/9" in text
+    assert "12it" in text
+    assert "  loss: 3/4 of what it was\r\n" in text
+    assert text.count("\n") == 5  # two lines and three bars, each ended once

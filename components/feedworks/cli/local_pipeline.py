@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from feedworks.cli.pipelines import load_pipeline
 from feedworks.cli.processes import end_children
 from feedworks.errors import FeedworksError
-from feedworks.progress import say
+from feedworks.progress import Relay, say
 from feedworks.results import publish
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ class TaskLog(io.TextIOBase):
         self._half_said = False
         self._hidden_until: str | None = None
         self._start_s = 0.0
+        self._relay = Relay(indent="  ")
 
     def write(self, text: str) -> int:
         """Take text from kfp; whole lines go on."""
@@ -123,7 +124,8 @@ class TaskLog(io.TextIOBase):
         return len(text)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and the bar that a task left."""
+        self._relay.close()
         self._file.close()
         super().close()
 
@@ -136,6 +138,7 @@ class TaskLog(io.TextIOBase):
     def _task(self, event: str, name: str, status: str | None) -> None:
         # Between the end of a task and the next one kfp lists outputs, indented like a task's own lines.
         self._inside, self._hidden_until = event == "Executing task", None
+        self._relay.close()
         if self._inside:
             self._start_s = time.monotonic()
             say(f"[{name}]")
@@ -152,7 +155,7 @@ class TaskLog(io.TextIOBase):
             # The second line of a library's log message.
             self._half_said = False
         elif self._hidden_until is None:
-            say(f"  {line}")
+            self._relay.show(line)
         elif error := _ERROR.match(line):
             self.error = (error.group(1), error.group(2))
         elif line == self._hidden_until:
