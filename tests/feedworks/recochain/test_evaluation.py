@@ -81,18 +81,17 @@ def test_property_5_both_orders_hold_the_same_targets(metrics, per_user):
     assert metrics["test/rerank/recall@10"] <= metrics["test/beam_recall"]
 
 
-def test_targets_are_the_last_events(finished_run, per_user, work):
+def test_targets_are_the_last_events(finished_run, per_user):
     table = pq.read_table(finished_run.parent / "data" / "interactions.parquet")
     last = dict(zip(table["user_id"].to_pylist(), table["item_id"].to_pylist(), strict=True))
-    item_id = pq.read_table(work / "prepared" / "items.parquet")["item_id"].to_numpy()
-    assert item_id[per_user["target"]].tolist() == [last[user] for user in per_user["user_id"]]
+    assert per_user["item_id"].tolist() == [last[user] for user in per_user["user_id"]]
 
 
 def test_popularity_and_repeat_recent_from_the_events(per_user, sequences):
     histories = [sequences.history(user, "test").tolist() for user in range(len(sequences))]
     count = np.bincount(np.concatenate(sequences.histories("train")), minlength=100)
     popular = sorted(range(100), key=lambda item: (-count[item], item))
-    for user, (target, history) in enumerate(zip(per_user["target"], histories, strict=True)):
+    for user, (target, history) in enumerate(zip(sequences.targets("test"), histories, strict=True)):
         assert per_user["popularity"][user] == popular.index(target) + 1
         recent = list(dict.fromkeys(reversed(history)))
         assert per_user["repeat_recent"][user] == (recent.index(target) + 1 if target in recent else 0)
