@@ -1,0 +1,212 @@
+"""MaRI (arXiv 2602.23105): what a value of a ranking model is made of.
+
+A model scores B candidates (rows). What depends on the user alone is the same for all rows of a request, so
+it is kept at one row per request, R in all, and repeated only where it meets something of a candidate.
+A `Form` keeps sums, scalings and concatenations open: each of its terms is a tensor that stands in some of
+the last axis's columns. A product with a weight matrix is then a product for each term, and those of the user
+cost R rows instead of B.
+
+Shape legend: B rows, R requests, D columns (last axis), W columns of a term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class User:
+    """A tensor that depends on the request alone, kept at one row per request.
+
+    The model means this tensor with row b taken from the request of row b. Along `axis` it has R * factor
+    entries, the entries of a request together.
+    """
+
+    tensor: Tensor
+    axis: int = 0
+    factor: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Atom:
+    """A tensor of a form: rows first, R of them for the user's and B for others.
+
+    Axes between the rows and the columns may be 1 where the form's are longer.
+    """
+
+    tensor: Tensor
+    of_user: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """An atom's columns `cut`, times `scale`, in the columns of a form that begin at `start`.
+
+    `scale` is a number or a tensor of W numbers.
+    """
+
+    atom: Atom
+    start: int
+    cut: tuple[int, int]
+    scale: Tensor | float = 1.0
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return self.cut[1] - self.cut[0]
+
+    @property
+    def stop(self) -> int:
+        """First column of the form after the term."""
+        return self.start + self.width
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """The sum of its terms, each in its columns, and of `offset`: a tensor `(B, *middle, width)`.
+
+    Args:
+        terms: what stands in which columns; they may overlap.
+        middle: sizes of the axes between rows and columns.
+        width: D.
+        offset: D constants, or none.
+    """
+
+    terms: tuple[Term, ...]
+    middle: tuple[int, ...]
+    width: int
+    offset: Tensor | None = None
+
+    @property
+    def of_user(self) -> bool:
+        """Whether no term has anything of a candidate."""
+        return all(term.atom.of_user for term in self.terms)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether terms of the user and of candidates stand side by side."""
+        return len({term.atom.of_user for term in self.terms}) == 2
+
+
+def whole(tensor: Tensor, *, of_user: bool) -> Form:
+    """Make the form of one tensor."""
+    width = tensor.shape[-1]
+    term = Term(Atom(tensor, of_user), 0, (0, width))
+    return Form((term,), tuple(tensor.shape[1:-1]), width)
+
+
+def add(left: Form, right: Form, sign: float = 1.0) -> Form:
+    """The sum, or with `sign` -1 the difference, of forms of one shape."""
+    other = scaled(right, sign) if sign != 1.0 else right
+    offset = left.offset if other.offset is None else other.offset
+    if left.offset is not None and other.offset is not None:
+        offset = left.offset + other.offset
+    middle = tuple(max(sizes) for sizes in zip(left.middle, right.middle, strict=True))
+    return Form(left.terms + other.terms, middle, left.width, offset)
+
+
+def scaled(form: Form, by: Tensor | float) -> Form:
+    """The form times a number, or column by column times D numbers."""
+
+    def scale(term: Term) -> Term:
+        own = by[term.start : term.stop] if isinstance(by, Tensor) and by.ndim else by
+        return replace(term, scale=term.scale * own)
+
+    offset = None if form.offset is None else form.offset * by
+    return replace(form, terms=tuple(map(scale, form.terms)), offset=offset)
+
+
+def shifted(form: Form, by: Tensor) -> Form:
+    """The form plus D constants."""
+    return replace(form, offset=by if form.offset is None else form.offset + by)
+
+
+def joined(forms: Sequence[Form]) -> Form:
+    """The concatenation along the columns."""
+    terms: list[Term] = []
+    start = 0
+    offsets = []
+    for form in forms:
+        terms += [replace(term, start=term.start + start) for term in form.terms]
+        start += form.width
+        some = next((f.offset for f in forms if f.offset is not None), None)
+        if some is not None:
+            offsets.append(form.offset if form.offset is not None else some.new_zeros(form.width))
+    middle = tuple(max(sizes) for sizes in zip(*(form.middle for form in forms), strict=True))
+    return Form(tuple(terms), middle, start, torch.cat(offsets) if offsets else None)
+
+
+def columns(form: Form, start: int, stop: int) -> Form:
+    """The columns from `start` to before `stop`."""
+    kept = []
+    for term in form.terms:
+        low, high = max(term.start, start), min(term.stop, stop)
+        if low < high:
+            first = term.cut[0] + low - term.start
+            scale = term.scale
+            if isinstance(scale, Tensor) and scale.ndim:
+                scale = scale[low - term.start : high - term.start]
+            kept.append(Term(term.atom, low - start, (first, first + high - low), scale))
+    offset = None if form.offset is None else form.offset[start:stop]
+    return Form(tuple(kept), form.middle, stop - start, offset)
+
+
+def tiles(form: Form) -> bool:
+    """Whether every column belongs to exactly one term."""
+    end = 0
+    for term in sorted(form.terms, key=lambda term: term.start):
+        if term.start != end:
+            return False
+        end = term.stop
+    return end == form.width
+
+
+def pieces(form: Form) -> list[Term]:
+    """The terms of a form that tiles, from the first column on."""
+    return sorted(form.terms, key=lambda term: term.start)
+
+
+def tensor_of(term: Term) -> Tensor:
+    """The term's numbers at the atom's own rows."""
+    tensor = term.atom.tensor
+    if term.cut != (0, tensor.shape[-1]):
+        tensor = tensor[..., term.cut[0] : term.cut[1]]
+    if isinstance(term.scale, Tensor) or term.scale != 1.0:
+        tensor = tensor * term.scale
+    return tensor
+
+
+def assembled(form: Form, spread: Callable[[Tensor], Tensor], rows: int | torch.SymInt) -> Tensor:
+    """The whole tensor `(rows, *middle, width)`.
+
+    Args:
+        form: of any terms.
+        spread: repeats a tensor of R rows for the rows asked for.
+        rows: B, or R for a form of the user alone.
+    """
+    full = (rows, *form.middle)
+    if tiles(form):
+        parts = [_at(term, spread) for term in pieces(form)]
+        if len(parts) > 1:
+            parts = [torch.cat([part.expand(*full, part.shape[-1]) for part in parts], dim=-1)]
+    else:
+        parts = [_padded(_at(term, spread), term, form.width) for term in form.terms]
+    total = reduce(torch.add, parts)
+    total = total if form.offset is None else total + form.offset
+    return total.expand(*full, form.width)
+
+
+def _padded(part: Tensor, term: Term, width: int) -> Tensor:
+    if term.width == width:
+        return part
+    return torch.nn.functional.pad(part, (term.start, width - term.stop))
+
+
+def _at(term: Term, spread: Callable[[Tensor], Tensor]) -> Tensor:
+    tensor = tensor_of(term)
+    return spread(tensor) if term.atom.of_user else tensor
