@@ -40,10 +40,16 @@ class Progress:
         self._silent = os.environ.get("RANK", "0") != "0"
         self._bar: tqdm[None] | None = None
         if not self._silent and sys.stderr.isatty():
-            # A container's terminal often has no size; a bar would then be zero columns wide.
-            sized = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+            # A container's terminal often has no size: a bar would have no columns, or stand below its
+            # last row.
+            size = os.get_terminal_size(sys.stderr.fileno())
             self._bar = tqdm(
-                desc=label, total=total, initial=start, dynamic_ncols=sized, ncols=None if sized else 80
+                desc=label,
+                total=total,
+                initial=start,
+                dynamic_ncols=size.columns > 0,
+                ncols=None if size.columns else 80,
+                nrows=None if size.lines else 24,
             )
 
     def __enter__(self) -> Progress:

@@ -58,10 +58,10 @@ def test_only_the_first_process_speaks(capsys, monkeypatch):
     assert capsys.readouterr().err == "hello\n"
 
 
-def in_terminal(script: str, columns: int = 120) -> str:
+def in_terminal(script: str, lines: int = 24, columns: int = 120) -> str:
     """Run a script with a pseudo terminal as its stderr; return what the terminal got."""
     leader, follower = pty.openpty()
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-W", "error", "-c", script], stderr=follower, env=env) as process:
         os.close(follower)
@@ -77,14 +77,15 @@ def in_terminal(script: str, columns: int = 120) -> str:
     return shown.decode()
 
 
-@pytest.mark.parametrize("columns", [0, 120])
-def test_a_terminal_gets_a_bar(columns):
+@pytest.mark.parametrize(("lines", "columns"), [(24, 120), (24, 0), (0, 0)])
+def test_a_terminal_gets_a_bar(lines, columns):
     text = in_terminal(
         "from feedworks.progress import Progress, say\n"
         "with Progress('steps', total=4) as shown:\n"
         "    for _ in range(4):\n"
         "        shown.advance(1, lambda: 'loss 0.5')\n"
         "    say('a line')\n",
+        lines,
         columns,
     )
     assert "100%" in text
