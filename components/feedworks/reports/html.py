@@ -109,7 +109,7 @@ class Report:
             rows.append([f"{row.method}\n{row.source}", *(row.values.get(key) for key in keys)])
             classes.append("published" if index else "published first-published")
         table = render_table(["Method", *map(metric_title, keys)], rows, bold, classes)
-        hints = [note, "Bold: best of this run."]
+        hints = [note, "Bold: best of this run." if bold else ""]
         if any(isinstance(cell, Interval) for row in rows for cell in row):
             hints.append("Below each mean: 95 % bootstrap interval over users.")
         if published:

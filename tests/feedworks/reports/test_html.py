@@ -142,6 +142,12 @@ def test_metrics_table_by_hand():
     assert document.bold == ["0.5000", "0.2000"]  # base has the lower loss, new the higher recall
 
 
+def test_a_table_without_a_best_says_nothing_of_bold():
+    alone = Report("r")
+    alone.add_metrics("Gain", {"rerank": {"recall@5": 0.1}})
+    assert "Bold" not in alone.html()
+
+
 def test_published_rows_carry_their_source_and_are_never_bold(html):
     document = Document(html)
     row = next(row for row in document.cells if row[0].startswith("TIGER"))
