@@ -14,7 +14,7 @@ from torch import Tensor
 
 from feedworks.mari import values
 from feedworks.mari.sweep import ROW_BY_ROW, VIEWS, Call, Count, Row, Sweep, rule
-from feedworks.mari.values import Form, User
+from feedworks.mari.values import Form, Normed, User
 
 aten = torch.ops.aten
 
@@ -150,10 +150,15 @@ def _lazy(form: Form) -> bool:
 
 
 @rule(aten.linear.default)
-def _linear(sweep: Sweep, node: Call, arguments: list[Any]) -> Form | None:
-    form, weight_ND = sweep.form(arguments[0]), arguments[1]
+def _linear(sweep: Sweep, node: Call, arguments: list[Any]) -> Form | Row | None:
+    value, weight_ND = arguments[:2]
     bias_N = arguments[2] if len(arguments) > 2 else None
-    if form is None or not isinstance(weight_ND, Tensor) or not isinstance(bias_N, Tensor | None):
+    if not isinstance(weight_ND, Tensor) or not isinstance(bias_N, Tensor | None):
+        return None
+    if isinstance(value, Normed):
+        return sweep.normed_product(node, value, weight_ND, bias_N)
+    form = sweep.form(value)
+    if form is None:
         return None
     return sweep.product(node, form, weight_ND, bias_N) if form.mixed or _lazy(form) else None
 
@@ -258,6 +263,15 @@ def _batch_norm(sweep: Sweep, node: Call, arguments: list[Any]) -> list[Any] | N
         scale = scale * weight
     shift = -mean * scale if bias is None else bias - mean * scale
     return [values.shifted(values.scaled(form, scale), shift), None, None]
+
+
+@rule(aten.layer_norm.default)
+def _layer_norm(sweep: Sweep, node: Call, arguments: list[Any]) -> Normed | None:
+    given = [*arguments, *(None, None, 1e-5)[len(arguments) - 2 :]]
+    form, shape, weight, bias, epsilon = given[:5]
+    if not isinstance(form, Form) or not form.mixed or not values.tiles(form) or len(shape) != 1:
+        return None
+    return Normed(form, *values.moments(form, sweep.spread, epsilon), weight, bias)
 
 
 @rule(aten.slice.Tensor)

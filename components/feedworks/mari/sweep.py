@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from feedworks.mari import values
-from feedworks.mari.values import Atom, Form, Term, User
+from feedworks.mari.values import Atom, Form, Normed, Term, User
 
 aten = torch.ops.aten
 VIEWS = (aten.view.default, aten._unsafe_view.default)
@@ -146,7 +146,9 @@ class Sweep:
         options = options or {}
         leaves = _leaves([arguments, list(options.values())])
         users = [x for x in leaves if isinstance(x, User) or (isinstance(x, Form) and x.of_user)]
-        candidates = [x for x in leaves if isinstance(x, Row) or (isinstance(x, Form) and not x.of_user)]
+        candidates = [
+            x for x in leaves if isinstance(x, Row | Normed) or (isinstance(x, Form) and not x.of_user)
+        ]
         counts = any(isinstance(x, Count) for x in leaves)
         if users and not candidates and not counts and node.target in ROW_BY_ROW:
             found = self._on_requests(node, arguments, options)
@@ -203,6 +205,10 @@ class Sweep:
             )
         if isinstance(value, User):
             return self._repeated(value)
+        if isinstance(value, Normed):
+            even = (self.whole(value.form) - value.mean_B1) * value.rstd_B1
+            even = even if value.weight is None else even * value.weight
+            return even if value.bias is None else even + value.bias
         return value
 
     def _repeated(self, user: User) -> Tensor:
@@ -225,6 +231,23 @@ class Sweep:
         if isinstance(value, User) and (value.axis, value.factor) == (0, 1):
             return values.whole(value.tensor, of_user=True) if _has_columns(value.tensor) else None
         return None
+
+    def normed_product(self, node: Call, normed: Normed, weight_ND: Tensor, bias_N: Tensor | None) -> Row:
+        """A layer-normalised form times a matrix: mean and deviation are applied to the product.
+
+        With Wg the matrix times the norm's weight: `(x Wg - mean * sum of Wg) * rstd + bias W + b`.
+        """
+        scale, shift = normed.weight, normed.bias
+
+        def bias() -> Tensor:
+            own = weight_ND.new_zeros(weight_ND.shape[0]) if bias_N is None else bias_N
+            return own if shift is None else own + weight_ND @ shift
+
+        graded_ND = weight_ND if scale is None else weight_ND * scale
+        sums_N = self.weight(f"{node.name}_sums", lambda: graded_ND.sum(dim=1))
+        product = self.whole(self.product(node, normed.form, graded_ND, None))
+        even = (product - normed.mean_B1 * sums_N) * normed.rstd_B1
+        return Row(even + self.weight(f"{node.name}_shift", bias))
 
     def product(self, node: Call, form: Form, weight_ND: Tensor, bias_N: Tensor | None) -> Form:
         """A form times a matrix, each side on its own."""

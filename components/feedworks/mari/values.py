@@ -171,6 +171,48 @@ def pieces(form: Form) -> list[Term]:
     return sorted(form.terms, key=lambda term: term.start)
 
 
+@dataclass(frozen=True, eq=False)
+class Normed:
+    """A layer-normalised form: `(form - mean) * rstd * weight + bias` over the columns.
+
+    `mean_B1` and `rstd_B1` are `(B, *middle, 1)`; weight and bias have D numbers.
+    """
+
+    form: Form
+    mean_B1: Tensor
+    rstd_B1: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+def moments(form: Form, spread: Callable[[Tensor], Tensor], epsilon: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / standard deviation over the columns of a form that tiles, the user's part at R rows.
+
+    Parts are put together by the pairwise update of Chan, Golub and LeVeque (1979), which has no sum of
+    squares to lose digits in.
+    """
+    count, mean, squares = 0, None, None
+    for term in pieces(form):
+        part = tensor_of(term)
+        if form.offset is not None:
+            part = part + form.offset[term.start : term.stop]
+        own_mean = part.mean(dim=-1, keepdim=True)
+        own_squares = (part - own_mean).square().sum(dim=-1, keepdim=True)
+        if term.atom.of_user:
+            own_mean, own_squares = spread(own_mean), spread(own_squares)
+        if mean is None or squares is None:
+            count, mean, squares = term.width, own_mean, own_squares
+            continue
+        total = count + term.width
+        apart = own_mean - mean
+        squares = squares + own_squares + apart.square() * (count * term.width / total)
+        mean = mean + apart * (term.width / total)
+        count = total
+    if mean is None or squares is None:
+        raise ValueError("a form without terms has no mean")
+    return mean, (squares / count + epsilon).rsqrt()
+
+
 def tensor_of(term: Term) -> Tensor:
     """The term's numbers at the atom's own rows."""
     tensor = term.atom.tensor

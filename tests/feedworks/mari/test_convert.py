@@ -71,6 +71,37 @@ def test_what_works_number_by_number_goes_before_the_join(before):
     assert widths(twin_of(Mlp(before), dense(5, 3, 2), SIDES)) == [(5, 5)]
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_layer_norm_over_both_sides_goes_behind_the_cut_product(affine):
+    norm = nn.LayerNorm(10, elementwise_affine=affine)
+    if affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    assert widths(twin_of(Mlp(norm), dense(5, 3, 2), SIDES)) == [(5, 5)]
+
+
+class NormOfAll(nn.Module):
+    """Large values close to each other: a variance from sums of squares would have no digits left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.first, self.second = nn.LayerNorm(10), nn.Linear(10, 4), nn.Linear(10, 4, bias=False)
+
+    def forward(self, user: Tensor, item: Tensor, cross: Tensor) -> Tensor:
+        x = self.norm(torch.cat([user, item, cross], dim=-1) + torch.arange(10.0).to(user) + 1e6)
+        return self.first(x) + self.second(x) + torch.relu(x).sum(dim=-1, keepdim=True)
+
+
+def test_layer_norm_that_others_read_too():
+    model = NormOfAll().eval().double()
+    inputs = dense(5, 3, 2)
+    twin = reparameterise(model, [inputs[0][:1].expand(7, -1), *inputs[1:]], SIDES)
+    with torch.no_grad():
+        expected = model(inputs[0][:1].expand(7, -1), *inputs[1:])
+        torch.testing.assert_close(twin(inputs[0][:1], *inputs[1:]), expected, rtol=1e-7, atol=1e-7)
+    assert widths(twin) == [(5, 5)] * 2
+
+
 def test_softmax_over_the_columns_mixes_the_sides_and_must_not_fire():
     assert widths(twin_of(Mlp(nn.Softmax(dim=-1)), dense(5, 3, 2), SIDES)) == []
 
