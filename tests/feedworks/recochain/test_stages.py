@@ -11,6 +11,7 @@ import torch
 from feedworks.metrics import ranking
 from feedworks.recochain import stages
 from feedworks.recochain.data import Sequences, rank_positions
+from feedworks.recochain.model import evidence, retrieve
 
 from . import planted, small
 from .test_data import generated
@@ -121,6 +122,43 @@ def test_without_freezing_everything_changes(tmp_path):
         *("evidence", "rank_token", "similarity", "rank_head"),
         *("code", "item", "vector", "bos", "decoder", "item_query"),
     }
+
+
+def test_stage_two_starts_from_fitted_evidence(tmp_path):
+    changed, _ = stage_two(tmp_path, "joint.lr=0", "joint.weight_decay=0")
+    assert changed == {"evidence"}
+
+
+def own_loss(model, made, examples, catalogue, config) -> float:
+    """Mean of -log softmax of the target among its beam by the evidence alone, one row after the other."""
+    losses = []
+    for user, position, beam, prior in zip(*examples[:4], strict=True):
+        target, past = made.row(user)[position], torch.from_numpy(made.row(user)[:position])[None]
+        real = beam >= 0
+        if target not in beam[real]:
+            continue
+        item = torch.from_numpy(beam[real])[None]
+        found = retrieve(item, past, catalogue.vector_NV, config.search.retrieved)
+        table = evidence(item, torch.from_numpy(prior[real])[None], found, catalogue)
+        log_p = model.evidence(table)[0, :, 0].log_softmax(dim=0)
+        losses.append(-float(log_p[item[0] == target]))
+    assert len(losses) > 5
+    return float(np.mean(losses))
+
+
+@torch.no_grad()
+def test_fitted_evidence_ranks_the_mined_targets_better_than_the_generator():
+    config = small.quick("search.beam=12", "search.bucket_cap=3")
+    made, catalogue = generated(), small.catalogue(num_items=20)
+    model = small.model(catalogue)
+    examples = stages.mine(model, made, catalogue, config)
+    rows = (model, made, examples, catalogue, config)
+    losses = []
+    for weight in (0.0, 1.0):  # no order at all, and that of the generator
+        model.set_evidence([weight])
+        losses.append(own_loss(*rows))
+    stages.calibrate(*rows)
+    assert own_loss(*rows) < min(losses) - 0.01
 
 
 def test_loss_and_weight_are_read(tmp_path):
