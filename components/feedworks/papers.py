@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+
+class Shown(NamedTuple):
+    """One table of a run's summary, from metrics called `<group>/<row>/<metric>`.
+
+    `metrics` are its columns in order; one that ends in @ stands for all its cutoffs. Rows go by the first
+    column, best first, or by name where `best` is empty.
+    """
+
+    group: str
+    metrics: tuple[str, ...]
+    best: Literal["max", "min", ""] = ""
 
 
 class Paper(NamedTuple):
     """One paper: its package is `feedworks.<name>`, its pipeline `pipelines/<name>.py`.
 
-    `service` is the BentoML class in its module service.
+    `service` is the BentoML class in its module service, `package` a file that every packaged model has,
+    `shown` the tables of a summary. A paper that `takes_model` also runs on a model from outside: its
+    settings `outside.model` and `outside.sides`.
     """
 
     name: str
@@ -18,6 +32,9 @@ class Paper(NamedTuple):
     source: str
     does: str
     service: str
+    shown: tuple[Shown, ...]
+    package: str = "config.json"
+    takes_model: bool = False
 
     def part(self, module: str) -> ModuleType:
         """Import `feedworks.<name>.<module>` now; papers are heavy, so nothing imports them earlier."""
@@ -33,6 +50,7 @@ PAPERS: dict[str, Paper] = {
             source="arXiv 2604.25787",
             does="one backbone generates semantic IDs under a trie, then reranks them with the full history",
             service="RecoChainService",
+            shown=(Shown("test", ("recall@", "ndcg@", "mrr@"), best="max"),),
         ),
     )
 }

@@ -1,9 +1,10 @@
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from feedworks.results import publish
+from feedworks.results import once, publish
 
 
 def written(folder: Path, text: str, *, model: bool) -> tuple[Path, Path | None]:
@@ -67,3 +68,34 @@ def test_a_result_that_cannot_be_written_leaves_the_earlier_ones_together(tmp_pa
         "model",
         "report.html",
     ]
+
+
+class Made(NamedTuple):
+    """What a step returns."""
+
+    num_users: int
+    metrics: dict[str, float]
+
+
+def test_a_step_says_what_it_made_in_one_short_line(tmp_path, capsys):
+    def count_users(users: int) -> Made:
+        return Made(users, {f"metric {i}": 0.1 for i in range(100)})
+
+    def split(_: int) -> list[float]:
+        return [0.1] * 100
+
+    once(tmp_path / "absent", count_users, 3)
+    once(tmp_path / "absent", split, 3)
+    assert capsys.readouterr().err.splitlines() == [
+        "count_users: started",
+        "count_users: done in 0.0 s, num_users 3",
+        "split: started",
+        "split: done in 0.0 s",
+    ]
+
+
+def test_timings_go_along(tmp_path: Path) -> None:
+    evaluation, model = written(tmp_path / "first", "first", model=True)
+    (evaluation / "bench.json").write_text("timings")
+    publish(evaluation, model, tmp_path / "out")
+    assert contents(tmp_path / "out")["bench.json"] == "timings"

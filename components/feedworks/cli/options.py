@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -36,8 +37,28 @@ def paper_argument(*, required: bool = True) -> Callable[[CommandT], CommandT]:
 
 
 def settings_options(command: CommandT) -> CommandT:
-    """The options --data, --preset and --set, which say what a run computes."""
+    """The options --data, --preset, --set, --model and --sides, which say what a run computes.
+
+    The command gets the last two as the overrides `outside.model` and `outside.sides`.
+    """
+
+    @functools.wraps(command)
+    def with_outside(paper: Paper, overrides: tuple[str, ...], **others: Any) -> Any:
+        outside = _outside(paper, others.pop("model"), others.pop("sides"))
+        return command(paper=paper, overrides=(*overrides, *outside), **others)
+
+    decorated = with_outside
     for option in (
+        click.option(
+            "--sides",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            help="With --model: the JSON file that names its inputs and says whose they are.",
+        ),
+        click.option(
+            "--model",
+            metavar="MODULE:CALLABLE",
+            help="Take the model that CALLABLE() returns, train none and read no data. FILE.py:CALLABLE too.",
+        ),
         click.option(
             "--set",
             "overrides",
@@ -54,8 +75,23 @@ def settings_options(command: CommandT) -> CommandT:
             help="A data folder, a folder of raw files that a known data set left, or `synthetic`.",
         ),
     ):
-        command = option(command)
-    return command
+        decorated = option(decorated)
+    return cast(CommandT, decorated)
+
+
+def _outside(paper: Paper, model: str | None, sides: Path | None) -> list[str]:
+    if model is None and sides is None:
+        return []
+    if not paper.takes_model:
+        raise click.UsageError(f"{paper.name} trains its own model and takes no --model or --sides.")
+    if model is None or sides is None:
+        raise click.UsageError("--model and --sides go together.")
+    module, separator, name = model.rpartition(":")
+    if not separator or not module or not name.isidentifier():
+        raise click.UsageError(f"--model {model!r} is not of the form MODULE:CALLABLE or FILE.py:CALLABLE.")
+    if module.endswith(".py"):
+        module = str(Path(module).resolve())  # tasks may run in other folders
+    return [f"outside.model={module}:{name}", f"outside.sides={sides.resolve()}"]
 
 
 def out_option(default: str | None = None) -> Callable[[CommandT], CommandT]:

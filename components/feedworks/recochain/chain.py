@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import feedworks
 from feedworks.configuration import to_json
 from feedworks.contracts.tables import DATA_FOLDER
-from feedworks.progress import say
 from feedworks.recochain import steps
 from feedworks.recochain.config import RecoChainConfig
-from feedworks.results import publish
+from feedworks.results import once, publish
 from feedworks.storage import read_json
 
 
@@ -43,34 +39,22 @@ def run(data_dir: Path, out_dir: Path, cfg: RecoChainConfig) -> dict[str, float]
     prepared, tokenizer, sids = work / "prepared", work / "tokenizer", work / "sids"
     generator, candidates, joint = work / "generator", work / "candidates", work / "joint"
     sasrec, evaluation, model = work / "sasrec", work / "evaluation", work / "model"
-    _once(prepared, steps.prepare, data_dir, prepared, cfg)
-    _once(tokenizer, steps.fit_tokenizer, prepared, tokenizer, cfg)
-    _once(sids, steps.assign_ids, prepared, tokenizer, sids, cfg)
-    _once(generator, steps.train_generator, prepared, sids, generator, cfg)
-    _once(candidates, steps.mine_candidates, prepared, sids, generator, candidates, cfg)
-    _once(joint, steps.train_joint, prepared, sids, generator, candidates, joint, cfg)
-    _once(sasrec, steps.train_baseline, prepared, sasrec, cfg)
-    _once(evaluation, steps.evaluate, prepared, sids, generator, joint, sasrec, evaluation, cfg)
+    once(prepared, steps.prepare, data_dir, prepared, cfg)
+    once(tokenizer, steps.fit_tokenizer, prepared, tokenizer, cfg)
+    once(sids, steps.assign_ids, prepared, tokenizer, sids, cfg)
+    once(generator, steps.train_generator, prepared, sids, generator, cfg)
+    once(candidates, steps.mine_candidates, prepared, sids, generator, candidates, cfg)
+    once(joint, steps.train_joint, prepared, sids, generator, candidates, joint, cfg)
+    once(sasrec, steps.train_baseline, prepared, sasrec, cfg)
+    once(evaluation, steps.evaluate, prepared, sids, generator, joint, sasrec, evaluation, cfg)
     metrics: dict[str, float] = read_json(evaluation / "metrics.json")
     if steps.passes_gate(metrics, cfg):
-        _once(model, steps.package, prepared, sids, tokenizer, joint, evaluation, model, cfg)
+        once(model, steps.package, prepared, sids, tokenizer, joint, evaluation, model, cfg)
     publish(evaluation, model if model.exists() else None, out_dir)
     for other in work.parent.iterdir():
         if other != work:
             shutil.rmtree(other, ignore_errors=True)
     return metrics
-
-
-def _once(result: Path, step: Callable[..., Any], *arguments: Any) -> None:
-    if result.exists():
-        say(f"{step.__name__}: already done")
-        return
-    say(f"{step.__name__}: started")
-    start_s = time.monotonic()
-    made = step(*arguments)
-    numbers = made._asdict() if hasattr(made, "_asdict") else {}
-    said = [f"{name} {value}" for name, value in numbers.items() if isinstance(value, int | float | str)]
-    say(", ".join([f"{step.__name__}: done in {time.monotonic() - start_s:.1f} s", *said]))
 
 
 def _key(data_dir: Path, cfg: RecoChainConfig) -> str:

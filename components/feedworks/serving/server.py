@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from feedworks.errors import FeedworksError
 
@@ -63,9 +65,23 @@ def free_port() -> int:
     return port
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+def post_json(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """POST a JSON object to a loopback address and return the JSON object of the answer."""
+    request = urllib.request.Request(
+        url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    with _direct().open(request, timeout=READY_WITHIN_S) as response:
+        answer: dict[str, Any] = json.load(response)
+    return answer
+
+
+def _direct() -> urllib.request.OpenerDirector:
     # A proxy set for the outside world must not be asked for loopback.
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    direct = _direct()
     deadline_s = time.monotonic() + READY_WITHIN_S
     while time.monotonic() < deadline_s:
         if process.poll() is not None:

@@ -10,6 +10,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from feedworks.cli.summary import summary
+from feedworks.papers import PAPERS, Shown
+
 from .conftest import Command
 
 
@@ -99,6 +102,26 @@ def test_report_prints_a_table(feedworks: Command, tmp_path: Path) -> None:
         ["rerank_gain", "+3.1%"],
         ["report:", "report.html"],
     ]
+
+
+def test_a_report_shows_the_tables_of_every_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = (Shown("test", ("auc", "logloss"), "max"), Shown("speed", ("ms@",), "min"))
+    paper = PAPERS["recochain"]._replace(name="other", shown=shown)
+    monkeypatch.setitem(PAPERS, "other", paper)
+    metrics = {"test/twin/auc": 0.75, "test/twin/logloss": 0.00004, "verify/float32/order": 1.0}
+    timings = {"speed/a_name_longer_than_a_column/ms@100": 3.0, "speed/fast/ms@100": 1.5, "speed/fast/x": 2.0}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "bench.json").write_text(json.dumps({"metrics": timings}))
+    lines = summary(tmp_path).splitlines()
+    assert [line.split() for line in lines] == [
+        ["auc", "logloss"],
+        ["twin", "0.7500", "4.0e-05"],
+        [],
+        ["speed", "ms@100"],
+        ["fast", "1.5000"],
+        ["a_name_longer_than_a_column", "3.0000"],
+    ]
+    assert len({len(line) for line in lines[3:]}) == 1
 
 
 @pytest.mark.parametrize(

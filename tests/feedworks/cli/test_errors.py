@@ -25,6 +25,7 @@ from .conftest import ROOT, Command, command_line, environment
         (["run", "recochain"], 2, "Missing option '--out'"),
         (["run", "recochain", "--out", "o", "--preset", "huge"], 2, "'tiny', 'small', 'paper'"),
         (["run", "recochain", "--out", "o", "--runner", "slurm"], 2, "'steps', 'kfp'"),
+        (["run", "recochain", "--out", "o", "--model", "a:b"], 2, "recochain trains its own model"),
         (["frobnicate"], 2, "No such command 'frobnicate'"),
         (["report", "."], 1, "holds no finished run"),
         (["serve", "recochain", "--model", "."], 1, "holds no packaged model"),

@@ -10,13 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from feedworks.contracts.synthetic import write_synthetic
 from feedworks.errors import DataError, ModelError
-from feedworks.recochain.chain import _once
 from feedworks.recochain.recommender import Recommender, Request
 from feedworks.storage import read_json
 
@@ -63,30 +61,6 @@ def kill_when(holds: Callable[[], bool], process: subprocess.Popen[str]) -> None
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-
-
-class Made(NamedTuple):
-    """What a step returns."""
-
-    num_users: int
-    metrics: dict[str, float]
-
-
-def test_a_step_says_what_it_made_in_one_short_line(tmp_path, capsys):
-    def count_users(users: int) -> Made:
-        return Made(users, {f"metric {i}": 0.1 for i in range(100)})
-
-    def split(_: int) -> list[float]:
-        return [0.1] * 100
-
-    _once(tmp_path / "absent", count_users, 3)
-    _once(tmp_path / "absent", split, 3)
-    assert capsys.readouterr().err.splitlines() == [
-        "count_users: started",
-        "count_users: done in 0.0 s, num_users 3",
-        "split: started",
-        "split: done in 0.0 s",
-    ]
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bytes(data, whole, tmp_path):
