@@ -124,6 +124,19 @@ class Report:
         """
         self._add(title, f"<div class=figures>{''.join(map(self._figure, figures))}</div>" + _note(note))
 
+    def add_drawing(self, title: str, svg: str, legend: Mapping[str, str], note: str = "") -> None:
+        """Add a picture in its own size, which scrolls where it is wider than the page.
+
+        Args:
+            title: heading.
+            svg: from `feedworks.reports.graph`, which escapes its labels.
+            legend: label -> CSS colour.
+            note: a line below.
+        """
+        chips = [f'<li style="--colour: {colour}">{escape(name)}</li>' for name, colour in legend.items()]
+        body = f"<ul class=legend>{''.join(chips)}</ul><div class=scroll tabindex=0>{svg}</div>"
+        self._add(title, body + _note(note))
+
     def html(self) -> str:
         """Return the document; equal content gives equal text, for it holds no date and no random id."""
         css = resources.files("feedworks.reports").joinpath("report.css").read_text(encoding="utf-8")
