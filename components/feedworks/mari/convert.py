@@ -1,116 +1,188 @@
-"""MaRI (arXiv 2602.23105): turn a ranking model into its re-parameterised twin."""
+"""MaRI (arXiv 2602.23105): turn a ranking model into its re-parameterised twin.
+
+The model is exported, its graph swept once on example inputs to cut the weights, and the sweep exported in
+its turn: what is left are two plain graphs, for one request and for several.
+"""
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
 
-from feedworks.errors import ModelError
 from feedworks.mari import rules as _rules  # noqa: F401 - fills the tables of the sweep
-from feedworks.mari.sweep import Site, Sweep
+from feedworks.mari.graphs import simplify
+from feedworks.mari.programs import export_rows, named_sides, quiet, weights_of
+from feedworks.mari.sweep import Block, Options, Site, Sweep
+from feedworks.mari.twin import Piece, Twin
 
-SIDES = ("user", "item", "cross", "const")
 
+@dataclass(frozen=True)
+class Report:
+    """What the conversion did.
 
-class Reparameterised(nn.Module):
-    """The twin: scores B candidates of R requests, with the user's inputs given once per request.
-
-    Args:
-        program: the exported model, functional.
-        sides: side of every input, in the order of the model's inputs.
+    Attributes:
+        sites: products that were cut.
     """
 
-    def __init__(self, program: ExportedProgram, sides: Mapping[str, str]) -> None:
+    sites: tuple[Site, ...]
+
+
+class Conversion(NamedTuple):
+    """A twin and the report on it."""
+
+    twin: Twin
+    report: Report
+
+
+def reparameterise(
+    model: nn.Module | ExportedProgram,
+    example_inputs: Sequence[Any],
+    sides: Mapping[str, str] | Sequence[str],
+    *,
+    layout: Literal["neat", "keep"] = "neat",
+    cut: bool = True,
+    pad_to: int = 1,
+) -> Conversion:
+    """Find where user and candidate meet in a product, and cut its weights by side.
+
+    Args:
+        model: in eval mode; scores B rows, each with its user's inputs. Or its exported program.
+        example_inputs: arguments of its forward, at least 2 rows, the same user in all.
+        sides: `user`, `item`, `cross` or `const` for every tensor among them, by name or in their order.
+        layout: `neat` gathers the columns of each side into one product; `keep` leaves them as they lie.
+        cut: False leaves all products whole; only what depends on the user alone runs once per request.
+        pad_to: fill the widths of products with zeros to a multiple of this, for tensor cores.
+
+    Raises:
+        ModelError: the model is in training mode or cannot be exported, or a side is missing or unknown.
+    """
+    if isinstance(model, ExportedProgram):
+        program = model.run_decompositions({})
+        named = named_sides(program.graph_signature.user_inputs, sides)
+    else:
+        program, named = export_rows(model, example_inputs, sides)
+    leaves = pytree.tree_leaves(tuple(example_inputs))
+    planner = _Planner(program, named, Options(cut=cut, layout=layout, pad_to=pad_to))
+    planner.plan([x[:1] if side == "user" else x for x, side in zip(leaves, named.values(), strict=True)])
+    one, many = _one_request(planner, leaves, named), _many_requests(planner, leaves, named)
+    origin, kept = planner.origin({*_buffers(one), *_buffers(many)})
+    return Conversion(Twin(one, many, named, origin, kept), Report(tuple(planner.sites)))
+
+
+class _Planner(nn.Module):
+    """The sweep as a module; a first run cuts the weights, later ones can be exported."""
+
+    def __init__(self, program: ExportedProgram, sides: Mapping[str, str], options: Options) -> None:
         super().__init__()
-        self._program = program
-        self._sides = dict(sides)
-        self._names: dict[str, str] = {}
+        self._program, self._sides, self._options = program, dict(sides), options
         self._planned = False
         self.sites: list[Site] = []
-        state = {**program.state_dict, **program.constants}
-        for spec in program.graph_signature.input_specs:
-            if spec.kind != InputKind.USER_INPUT:
-                name = spec.arg.name
-                self._names[name] = f"model_{name}"
-                self.register_buffer(f"model_{name}", state[spec.target].detach())
+        self.blocks: dict[str, Sequence[Block]] = {}
+        self._constants = weights_of(program)
+        self._own = {id(tensor): name for name, tensor in self._constants.items()}
+        for name, tensor in self._constants.items():
+            self.register_buffer(f"model_{name}", tensor)
 
     def forward(self, *inputs: Tensor, request_B: Tensor | None = None) -> Any:
-        """Score.
-
-        Args:
-            inputs: as the model's, but those of the user have one row per request.
-            request_B: int64, the request of each row; without it there is one request.
-        """
-        constants = {name: self.get_buffer(buffer) for name, buffer in self._names.items()}
-        sweep = Sweep(self._program, constants, self._sides, self._weight, self._site)
+        constants = {name: self.get_buffer(f"model_{name}") for name in self._constants}
+        sweep = Sweep(self._program, constants, self._sides, self._weight, self._site, self._options)
         outputs = sweep.run(inputs, request_B)
-        return torch.utils._pytree.tree_unflatten(outputs, self._program.call_spec.out_spec)
+        return pytree.tree_unflatten(outputs, self._program.call_spec.out_spec)
 
     def plan(self, inputs: Sequence[Tensor]) -> None:
-        """Run once to cut the weights and find the sites."""
         with torch.no_grad():
             self(*inputs)
         self._planned = True
 
-    def _weight(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+    def _weight(self, name: str, make: Callable[[], Tensor], blocks: Sequence[Block] = ()) -> Tensor:
         if not self._planned:
             self.register_buffer(f"cut_{name}", make().detach())
+            self.blocks[f"cut_{name}"] = blocks
         return self.get_buffer(f"cut_{name}")
 
     def _site(self, site: Site) -> None:
         if not self._planned:
             self.sites.append(site)
 
+    def origin(self, used: set[str]) -> tuple[dict[str, list[Piece]], dict[str, Tensor]]:
+        """Where each of the model's weights stands in the buffers that the twin uses, or else the weight."""
+        pieces: dict[str, list[Piece]] = {}
+        for buffer in sorted(used & set(self.blocks)):
+            for block in self.blocks[buffer]:
+                rows = block.weight_ND.shape[0]
+                piece = Piece(buffer, block.start, block.stop, rows, block.row, block.column)
+                pieces.setdefault(self._own.get(id(block.weight_ND), ""), []).append(piece)
+        found: dict[str, list[Piece]] = {}
+        kept: dict[str, Tensor] = {}
+        for spec in self._program.graph_signature.input_specs:
+            if spec.kind == InputKind.USER_INPUT:
+                continue
+            placeholder, name = spec.arg.name, str(spec.target)
+            covering = _covering(pieces.get(placeholder, []), self._constants[placeholder])
+            if f"model_{placeholder}" in used:
+                found[name] = [Piece(f"model_{placeholder}", 0, -1, 0, 0, 0)]
+            elif covering:
+                found[name] = covering
+            else:
+                kept[name] = self._constants[placeholder]
+        return found, kept
 
-def reparameterise(
-    model: nn.Module, example_inputs: Sequence[Tensor], sides: Mapping[str, str] | Sequence[str]
-) -> Reparameterised:
-    """Find where user and candidate meet in a product, and cut its weights by side.
 
-    Args:
-        model: in eval mode; scores B rows, each with its user's inputs.
-        example_inputs: at least 2 rows, the same user in all.
-        sides: `user`, `item`, `cross` or `const` for every input, by name or in their order.
+def _covering(pieces: list[Piece], weight: Tensor) -> list[Piece]:
+    """Pieces that together are every column of the weight once, or none."""
+    chosen, at = [], 0
+    by_start = {piece.start: piece for piece in pieces}
+    while at in by_start:
+        chosen.append(by_start[at])
+        at = by_start[at].stop
+    return chosen if weight.ndim == 2 and at == weight.shape[1] else []
 
-    Raises:
-        ModelError: the model is in training mode or cannot be exported, or a side is unknown.
-    """
-    if model.training:
-        raise ModelError("the model is in training mode; call eval() on it first")
-    named = _sides(model, example_inputs, sides)
+
+class _Many(nn.Module):
+    def __init__(self, planner: _Planner) -> None:
+        super().__init__()
+        self.planner = planner
+
+    def forward(self, request_B: Tensor, *inputs: Tensor) -> Any:
+        return self.planner(*inputs, request_B=request_B)
+
+
+def _one_request(planner: _Planner, leaves: Sequence[Tensor], sides: Mapping[str, str]) -> ExportedProgram:
     rows = Dim("rows")
-    shapes = tuple({0: rows} if side != "const" else None for side in named.values())
-    with warnings.catch_warnings():
-        # torch copies its own tree specifications, which it warns of.
-        warnings.filterwarnings("ignore", ".*treespec, LeafSpec.* is deprecated", FutureWarning)
-        program = export(model, tuple(example_inputs), dynamic_shapes=_shapes(model, shapes))
-        program = program.run_decompositions({})
-    twin = Reparameterised(program, named)
-    at_requests = [
-        x[:1] if side == "user" else x for x, side in zip(example_inputs, named.values(), strict=True)
-    ]
-    twin.plan(at_requests)
-    return twin
+    inputs = tuple(x[:1] if side == "user" else x for x, side in zip(leaves, sides.values(), strict=True))
+    shapes = tuple({0: rows} if side in ("item", "cross") else None for side in sides.values())
+    return _exported(planner, inputs, (shapes,))
 
 
-def _shapes(model: nn.Module, shapes: tuple[Any, ...]) -> Any:
-    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
-    return (shapes,) if kinds == [inspect.Parameter.VAR_POSITIONAL] else shapes
+def _many_requests(planner: _Planner, leaves: Sequence[Tensor], sides: Mapping[str, str]) -> ExportedProgram:
+    rows, requests = Dim("rows"), Dim("requests")
+    request_B = torch.tensor([0, 2, 1, 1, 0])
+    # Rows and requests of other numbers than any width is likely to have.
+    inputs = tuple(
+        x if side == "const" else x[torch.arange(3 if side == "user" else 5) % x.shape[0]]
+        for x, side in zip(leaves, sides.values(), strict=True)
+    )
+    of_side = {"user": {0: requests}, "item": {0: rows}, "cross": {0: rows}, "const": None}
+    return _exported(
+        _Many(planner), (request_B, *inputs), ({0: rows}, tuple(of_side[s] for s in sides.values()))
+    )
 
 
-def _sides(
-    model: nn.Module, inputs: Sequence[Tensor], sides: Mapping[str, str] | Sequence[str]
-) -> dict[str, str]:
-    names = list(inspect.signature(model.forward).parameters)[: len(inputs)]
-    named = dict(sides) if isinstance(sides, Mapping) else dict(zip(names, sides, strict=True))
-    unknown = {name: side for name, side in named.items() if side not in SIDES}
-    if unknown or list(named) != names:
-        raise ModelError(f"sides {named}: expected one of {', '.join(SIDES)} for each of {', '.join(names)}")
-    return named
+def _exported(module: nn.Module, inputs: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
+    with torch.no_grad(), quiet():
+        program = export(module.eval(), inputs, dynamic_shapes=shapes)
+    return simplify(program)
+
+
+def _buffers(program: ExportedProgram) -> set[str]:
+    """Names of the weights that a program reads."""
+    return {
+        str(spec.target).rpartition(".")[2] for spec in program.graph_signature.input_specs if spec.target
+    }

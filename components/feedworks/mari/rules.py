@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from feedworks.mari import values
-from feedworks.mari.sweep import ROW_BY_ROW, VIEWS, Call, Count, Row, Sweep, rule
+from feedworks.mari.sweep import ROW_BY_ROW, VIEWS, Call, Count, Row, Sweep, rule, sizes
 from feedworks.mari.values import Form, Normed, User
 
 aten = torch.ops.aten
@@ -40,7 +40,7 @@ SAME = (aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_f
 
 
 def _rank(node: Call) -> int:
-    return len(node.meta["val"].shape)
+    return len(sizes(node))
 
 
 def _argument(node: Call, place: int, default: Any = None) -> Any:
@@ -54,7 +54,7 @@ def _filled(arguments: list[Any], *defaults: Any) -> list[Any]:
 
 
 def _axes_of(node: Call, place: int) -> list[int]:
-    rank = len(node.args[0].meta["val"].shape)
+    rank = len(sizes(node.args[0]))
     axes = _argument(node, place, [])
     axes = [axes] if isinstance(axes, int) else list(axes or range(rank))
     return [axis % rank for axis in axes]
@@ -112,7 +112,7 @@ ROW_BY_ROW[aten.scaled_dot_product_attention.default] = lambda node, axis, held:
 def _touched(node: Call) -> int:
     """The axis that a slice, a split or a new axis of 1 is about."""
     axis = _argument(node, 2 if node.target == aten.split_with_sizes.default else 1, 0)
-    rank = len(node.args[0].meta["val"].shape) + (node.target == aten.unsqueeze.default)
+    rank = len(sizes(node.args[0])) + (node.target == aten.unsqueeze.default)
     return int(axis % rank)
 
 
@@ -277,7 +277,7 @@ def _layer_norm(sweep: Sweep, node: Call, arguments: list[Any]) -> Normed | None
 @rule(aten.slice.Tensor)
 def _slice(sweep: Sweep, node: Call, arguments: list[Any]) -> Any:
     value, axis, start, stop, step = _filled(arguments, 0, None, None, 1)
-    if node.meta["val"].shape == node.args[0].meta["val"].shape:
+    if sizes(node) == sizes(node.args[0]):
         return value
     if not isinstance(value, Form) or axis % _rank(node) != _rank(node) - 1 or step != 1:
         return None
@@ -306,8 +306,8 @@ def _unsqueeze(sweep: Sweep, node: Call, arguments: list[Any]) -> Any:
 
 @rule(aten.expand.default)
 def _expand(sweep: Sweep, node: Call, arguments: list[Any]) -> Any:
-    shape = node.meta["val"].shape
-    before = node.args[0].meta["val"].shape
+    shape = sizes(node)
+    before = sizes(node.args[0])
     form = sweep.form(arguments[0])
     if form is None or len(shape) != len(before) or shape[0] != before[0] or shape[-1] != before[-1]:
         return None
@@ -319,8 +319,8 @@ def _expand(sweep: Sweep, node: Call, arguments: list[Any]) -> Any:
 @rule(*VIEWS, aten.reshape.default)
 def _view(sweep: Sweep, node: Call, arguments: list[Any]) -> Any:
     value = arguments[0]
-    shape = node.meta["val"].shape
-    if shape == node.args[0].meta["val"].shape:
+    shape = sizes(node)
+    if shape == sizes(node.args[0]):
         return value
     if isinstance(value, Form) and value.of_user:
         value = sweep.held(value)
@@ -330,14 +330,14 @@ def _view(sweep: Sweep, node: Call, arguments: list[Any]) -> Any:
 
 
 def _user_view(sweep: Sweep, user: User, node: Call) -> User | None:
-    rows = _row_symbol(node.args[0].meta["val"].shape[user.axis])
-    before = node.args[0].meta["val"].shape[: user.axis]
-    shape = list(node.meta["val"].shape)
+    rows = _row_symbol(sizes(node.args[0])[user.axis])
+    before = sizes(node.args[0])[: user.axis]
+    shape = list(sizes(node))
     places = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
     if rows is None or len(places) != 1 or not all(isinstance(size, int) for size in before):
         return None
     axis = places[0]
-    factor = shape[axis].node.expr / rows
+    factor = shape[axis] / rows
     if not factor.is_Integer or _count(before) != _count(shape[:axis]):
         return None
     shape[axis] = sweep._requests * int(factor)
@@ -345,7 +345,7 @@ def _user_view(sweep: Sweep, user: User, node: Call) -> User | None:
 
 
 def _row_symbol(size: Any) -> Any:
-    symbols = [] if isinstance(size, int) else list(size.node.expr.free_symbols)
+    symbols = [] if isinstance(size, int) else list(size.free_symbols)
     return symbols[0] if len(symbols) == 1 else None
 
 

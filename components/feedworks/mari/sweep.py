@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -43,6 +43,43 @@ class Count:
     """A size that was computed from the number of rows."""
 
     value: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Where a model's own weight stands, unchanged, inside a cut one.
+
+    `cut[row : row + N, column : column + stop - start] = weight_ND[:, start : stop]`.
+    """
+
+    weight_ND: Tensor
+    start: int
+    stop: int
+    row: int
+    column: int
+
+
+class Weights(Protocol):
+    """Keeps a weight that was computed from the model's own under a name, and what of them it holds."""
+
+    def __call__(self, name: str, make: Callable[[], Tensor], blocks: Sequence[Block] = ()) -> Tensor:
+        """Keep it in the planning run; find it by its name in later ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to cut.
+
+    Attributes:
+        cut: False leaves every product whole, so that only what depends on the user alone runs once per
+            request, and is repeated where it meets a candidate (user-side one-shot inference).
+        layout: `neat` has one product per side; `keep` one for each block of columns as they lie.
+        pad_to: widths of a product's operands are filled with zeros to a multiple of this.
+    """
+
+    cut: bool = True
+    layout: Literal["neat", "keep"] = "neat"
+    pad_to: int = 1
 
 
 @dataclass(frozen=True)
@@ -86,8 +123,9 @@ class Sweep:
         program: the exported model, functional.
         constants: its parameters, buffers and constant tensors by placeholder name.
         sides: side of every input by placeholder name; `user` ones have R rows, the others B.
-        weight: keeps a weight that was computed from the model's own under a name.
+        weight: keeps a weight that was computed from the model's own.
         site: takes note of a product that was cut.
+        options: how to cut.
     """
 
     def __init__(
@@ -95,14 +133,16 @@ class Sweep:
         program: ExportedProgram,
         constants: Mapping[str, Tensor],
         sides: Mapping[str, str],
-        weight: Callable[[str, Callable[[], Tensor]], Tensor],
+        weight: Weights,
         site: Callable[[Site], None],
+        options: Options,
     ) -> None:
         self._graph = program.graph
         self._constants = constants
         self._sides = sides
         self.weight = weight
         self.site = site
+        self.options = options
         self._request: Tensor | None = None
         self._rows: Any = 1
         self._requests: Any = 1
@@ -220,6 +260,8 @@ class Sweep:
 
     def form(self, value: Any) -> Form | None:
         """A value as a form, if its rows are the first axis and it has columns."""
+        if not self.options.cut:
+            return None
         if isinstance(value, Form):
             return value
         if isinstance(value, Row):
@@ -255,16 +297,22 @@ class Sweep:
         by_cut: dict[tuple[int, tuple[int, int]], tuple[Atom, list[Term]]] = {}
         for term in form.terms:
             by_cut.setdefault((id(term.atom.tensor), term.cut), (term.atom, []))[1].append(term)
-        groups: dict[tuple[bool, tuple[int, ...]], list[tuple[Tensor, list[Term]]]] = {}
+        groups: dict[tuple[bool, tuple[int, ...], tuple[int, ...]], list[tuple[Tensor, list[Term]]]] = {}
         for (_, cut), (atom, terms) in by_cut.items():
-            key = (atom.of_user, tuple(atom.tensor.shape[1:-1]))
+            apart: tuple[int, ...] = (len(groups),) if self.options.layout == "keep" else ()
+            key = (atom.of_user, apart, tuple(atom.tensor.shape[1:-1]))
             groups.setdefault(key, []).append((_cut(atom.tensor, cut), terms))
-        bias = self.weight(f"{node.name}_bias", lambda: _bias(form, weight_ND, bias_N))
+        bias, offset = bias_N, form.offset
+        if offset is not None:
+            bias = self.weight(f"{node.name}_bias", lambda: _bias(offset, weight_ND, bias_N))
         terms = []
         for number, (key, members) in enumerate(sorted(groups.items(), key=lambda group: not group[0][0])):
-            weight = self.weight(f"{node.name}_{number}", partial(_weights, members, weight_ND))
+            extra = -sum(tensor.shape[-1] for tensor, _ in members) % self.options.pad_to
+            make = partial(_weights, members, weight_ND, extra)
+            weight = self.weight(f"{node.name}_{number}", make, _blocks(members, weight_ND))
             parts = [tensor for tensor, _ in members]
             data = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+            data = torch.nn.functional.pad(data, (0, extra)) if extra else data
             out = torch.nn.functional.linear(data, weight, bias if number == 0 else None)
             terms.append(Term(Atom(out, key[0]), 0, (0, outputs)))
         widths = {
@@ -278,11 +326,19 @@ class Sweep:
         return Form(tuple(terms), form.middle, outputs)
 
 
+def sizes(node: Call) -> tuple[Any, ...]:
+    """Shape of a node's tensor in the model: numbers, and expressions in the number of rows.
+
+    Expressions, not torch's symbols: those may not be compared while another graph is traced.
+    """
+    return tuple(size if isinstance(size, int) else size.node.expr for size in node.meta["val"].shape)
+
+
 def _marked(result: Any, node: Call) -> Any:
     """Mark a tensor whose first axis is not the rows."""
     if isinstance(result, Row):
-        shape = node.meta["val"].shape
-        return Row(result.tensor, bool(len(shape)) and not isinstance(shape[0], int))
+        shape = sizes(node)
+        return Row(result.tensor, bool(shape) and not isinstance(shape[0], int))
     return result
 
 
@@ -294,18 +350,29 @@ def _cut(tensor: Tensor, cut: tuple[int, int]) -> Tensor:
     return tensor if cut == (0, tensor.shape[-1]) else tensor[..., cut[0] : cut[1]]
 
 
-def _weights(members: list[tuple[Tensor, list[Term]]], weight_ND: Tensor) -> Tensor:
-    """The rows of a weight that meet each tensor, added up where it stands in several columns."""
+def _weights(members: list[tuple[Tensor, list[Term]]], weight_ND: Tensor, extra: int) -> Tensor:
+    """The columns of a weight that meet each tensor, added up where it stands in several, then zeros."""
     blocks = []
     for _, terms in members:
         cuts = [weight_ND[:, term.start : term.stop] * term.scale for term in terms]
         blocks.append(torch.stack(cuts).sum(dim=0) if len(cuts) > 1 else cuts[0])
-    return torch.cat(blocks, dim=1).contiguous()
+    whole = torch.cat(blocks, dim=1)
+    return torch.nn.functional.pad(whole, (0, extra)).contiguous()
 
 
-def _bias(form: Form, weight_ND: Tensor, bias_N: Tensor | None) -> Tensor:
-    bias = weight_ND.new_zeros(weight_ND.shape[0]) if bias_N is None else bias_N
-    return bias if form.offset is None else bias + weight_ND @ form.offset
+def _blocks(members: list[tuple[Tensor, list[Term]]], weight_ND: Tensor) -> list[Block]:
+    """What of the weight stands unchanged in the one that `_weights` makes."""
+    blocks, column = [], 0
+    for tensor, terms in members:
+        if len(terms) == 1 and not isinstance(terms[0].scale, Tensor) and terms[0].scale == 1.0:
+            blocks.append(Block(weight_ND, terms[0].start, terms[0].stop, 0, column))
+        column += tensor.shape[-1]
+    return blocks
+
+
+def _bias(offset_D: Tensor, weight_ND: Tensor, bias_N: Tensor | None) -> Tensor:
+    product = weight_ND @ offset_D
+    return product if bias_N is None else bias_N + product
 
 
 def _leaves(tree: Any) -> list[Any]:

@@ -18,14 +18,17 @@ def twin_of(model: nn.Module, inputs: list[Tensor], sides: tuple[str, ...]):
     one = [
         x[:1].expand(7, *x.shape[1:]) if side == "user" else x for x, side in zip(inputs, sides, strict=True)
     ]
-    twin = reparameterise(model, one, sides)
+    twin, report = reparameterise(model, one, sides)
     with torch.no_grad():
         given = [x[:1] if side == "user" else x for x, side in zip(inputs, sides, strict=True)]
         torch.testing.assert_close(twin(*given), model(*one), rtol=1e-12, atol=1e-12)
         given = [x[:3] if side == "user" else x for x, side in zip(inputs, sides, strict=True)]
         tiled = [x[:3][REQUEST_B] if side == "user" else x for x, side in zip(inputs, sides, strict=True)]
         torch.testing.assert_close(twin(*given, request_B=REQUEST_B), model(*tiled), rtol=1e-12, atol=1e-12)
-    return twin
+    merged = twin.merged_state()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(merged[name], tensor, rtol=0, atol=0)
+    return report
 
 
 def dense(*widths: int) -> list[Tensor]:
@@ -33,8 +36,8 @@ def dense(*widths: int) -> list[Tensor]:
     return [torch.randn(7, width, dtype=torch.double) for width in widths]
 
 
-def widths(twin) -> list[tuple[int, int]]:
-    return [(site.user_width, site.other_width) for site in twin.sites]
+def widths(report) -> list[tuple[int, int]]:
+    return [(site.user_width, site.other_width) for site in report.sites]
 
 
 class Mlp(nn.Module):
@@ -95,11 +98,11 @@ class NormOfAll(nn.Module):
 def test_layer_norm_that_others_read_too():
     model = NormOfAll().eval().double()
     inputs = dense(5, 3, 2)
-    twin = reparameterise(model, [inputs[0][:1].expand(7, -1), *inputs[1:]], SIDES)
+    twin, report = reparameterise(model, [inputs[0][:1].expand(7, -1), *inputs[1:]], SIDES)
     with torch.no_grad():
         expected = model(inputs[0][:1].expand(7, -1), *inputs[1:])
         torch.testing.assert_close(twin(inputs[0][:1], *inputs[1:]), expected, rtol=1e-7, atol=1e-7)
-    assert widths(twin) == [(5, 5)] * 2
+    assert widths(report) == [(5, 5)] * 2
 
 
 def test_softmax_over_the_columns_mixes_the_sides_and_must_not_fire():

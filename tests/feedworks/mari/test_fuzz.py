@@ -127,9 +127,9 @@ def check(choose, size: int, tally: collections.Counter | None = None) -> None:
     torch.manual_seed(size)
     model = Random(choose, size)
     inputs = [torch.randn(7, width, dtype=torch.double) for width in WIDTHS]
-    twin = twin_of(model, inputs, ("user", "item", "cross"))
+    report = twin_of(model, inputs, ("user", "item", "cross"))
     if tally is not None:
-        tally["cut" if twin.sites else "nothing to cut"] += 1
+        tally["cut" if report.sites else "nothing to cut"] += 1
 
 
 @given(data=st.data())

@@ -1,0 +1,103 @@
+"""MaRI (arXiv 2602.23105): passes over an exported graph that make it smaller, and never other."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Graph, Node
+
+aten = torch.ops.aten
+# Notes of the machine that exported, and of the Python lines: neither belongs into a file for others.
+_NOTES = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn", "custom")
+
+
+def simplify(program: ExportedProgram) -> ExportedProgram:
+    """Apply all passes in place; the program is functional."""
+    graph = program.graph
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.target in _PASSES:
+            _PASSES[node.target](graph, node)
+    graph.eliminate_dead_code()
+    _drop_unused_weights(program)
+    for node in graph.nodes:
+        for name in _NOTES:
+            node.meta.pop(name, None)
+    program.graph_module.recompile()
+    return program
+
+
+def _drop_unused_weights(program: ExportedProgram) -> None:
+    """A weight that was cut is there in pieces; the whole one need not be kept and stored."""
+    signature = program.graph_signature
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    kept = []
+    for spec in signature.input_specs:
+        node = placeholders[spec.arg.name]
+        if spec.kind == InputKind.USER_INPUT or node.users:
+            kept.append(spec)
+            continue
+        program.graph.erase_node(node)
+        program.state_dict.pop(str(spec.target), None)
+        program.constants.pop(str(spec.target), None)
+    signature.input_specs[:] = kept
+
+
+def _replace(graph: Graph, node: Node, by: Any) -> None:
+    node.replace_all_uses_with(by)
+    graph.erase_node(node)
+
+
+def _shape(node: Any) -> tuple[Any, ...] | None:
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def _same_shape(graph: Graph, node: Node) -> None:
+    """An expand, slice or view to the shape that is there."""
+    if _shape(node) == _shape(node.args[0]):
+        _replace(graph, node, node.args[0])
+
+
+def _sum_of_product(graph: Graph, node: Node) -> None:
+    """`a + x W^T` is one product that begins at `a`: no pass over the rows for the sum."""
+    if node.kwargs or len(node.args) != 2:
+        return
+    for other, product in (node.args, node.args[::-1]):
+        if not isinstance(product, Node) or product.target != aten.linear.default or len(product.args) != 2:
+            continue
+        data, weight = product.args
+        shapes = [_shape(each) for each in (node, other, data, weight)]
+        if any(shape is None or len(shape) != 2 for shape in shapes) or len(product.users) > 1:
+            continue
+        if other is product or _shape(product) != _shape(node):
+            continue
+        with graph.inserting_before(node):
+            turned = graph.call_function(aten.permute.default, (weight, [1, 0]))
+            turned.meta["val"] = weight.meta["val"].t()  # type: ignore[union-attr]
+            joint = graph.call_function(aten.addmm.default, (other, data, turned))
+        joint.meta.update(node.meta)
+        _replace(graph, node, joint)
+        return
+
+
+def _item(graph: Graph, node: Node) -> None:
+    """An element of a list that is in the graph."""
+    source: Any = node.args[0]
+    place: Any = node.args[1]
+    if isinstance(source, list | tuple):
+        _replace(graph, node, source[place])
+
+
+_PASSES: dict[Any, Callable[[Graph, Node], None]] = {
+    aten.expand.default: _same_shape,
+    aten.slice.Tensor: _same_shape,
+    aten.view.default: _same_shape,
+    aten.reshape.default: _same_shape,
+    aten.add.Tensor: _sum_of_product,
+    operator.getitem: _item,
+}
