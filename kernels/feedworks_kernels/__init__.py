@@ -5,5 +5,13 @@ Depends on torch (and triton where installed) alone. `FEEDWORKS_KERNELS=referenc
 
 from feedworks_kernels.beam_step import BeamStep, beam_step
 from feedworks_kernels.residual_quantize import ResidualCodes, residual_quantize
+from feedworks_kernels.user_item_linear import user_item_linear, user_partial_linear
 
-__all__ = ["BeamStep", "ResidualCodes", "beam_step", "residual_quantize"]
+__all__ = [
+    "BeamStep",
+    "ResidualCodes",
+    "beam_step",
+    "residual_quantize",
+    "user_item_linear",
+    "user_partial_linear",
+]

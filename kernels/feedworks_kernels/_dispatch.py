@@ -20,18 +20,19 @@ VARIABLE = "FEEDWORKS_KERNELS"
 _MODULES = {"reference": "reference", "eager": "eager", "triton": "kernel"}
 
 
-def implementation(op: str, device: torch.device) -> Callable[..., Any]:
+def implementation(op: str, device: torch.device, part: str = "") -> Callable[..., Any]:
     """Return the function that computes `op` for tensors on `device`.
 
     Args:
         op: name of the operator's folder; every implementation module in it has a function of that name.
         device: where the operands live.
+        part: name of another function of the same modules, such as a gradient.
 
     Raises:
         ValueError: `FEEDWORKS_KERNELS` holds an unknown word.
         RuntimeError: `FEEDWORKS_KERNELS=triton` and the operator has no kernel, or triton is not installed.
     """
-    return _load(op, _choose(op, device))
+    return _load(op, _choose(op, device), part or op)
 
 
 def _choose(op: str, device: torch.device) -> str:
@@ -54,8 +55,7 @@ def _has_kernel(op: str) -> bool:
 
 
 @cache
-def _load(op: str, name: str) -> Callable[..., Any]:
-    function: Callable[..., Any] = getattr(
-        importlib.import_module(f"{__package__}.{op}.{_MODULES[name]}"), op
-    )
+def _load(op: str, name: str, part: str) -> Callable[..., Any]:
+    module = importlib.import_module(f"{__package__}.{op}.{_MODULES[name]}")
+    function: Callable[..., Any] = getattr(module, part)
     return function

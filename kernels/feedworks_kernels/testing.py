@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from feedworks_kernels._dispatch import VARIABLE
 
@@ -63,3 +64,51 @@ def random_level(generator: torch.Generator, num_nodes: int, num_codes: int) -> 
     start = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
     codes = [torch.randperm(num_codes, generator=generator)[:n].sort().values for n in counts.tolist()]
     return start.int(), torch.cat(codes).int()
+
+
+def random_layer(
+    generator: torch.Generator, sizes: tuple[int, int, int, int, int], dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor | None]:
+    """Draw the arguments of `user_item_linear`, numbers of about 1 in and out.
+
+    Args:
+        generator: random numbers.
+        sizes: B rows, R requests (0: one user row and no request index), U, I, N.
+        dtype: type of the floats.
+    """
+    num_rows, num_requests, user_width, item_width, num_outputs = sizes
+    scale = max(1, user_width + item_width) ** -0.5
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    floats = {
+        "user_RU": normal(num_requests or 1, user_width),
+        "item_BI": normal(num_rows, item_width),
+        "weight_user_NU": normal(num_outputs, user_width) * scale,
+        "weight_item_NI": normal(num_outputs, item_width) * scale,
+        "bias_N": normal(num_outputs),
+    }
+    request_B = torch.randint(0, num_requests or 1, (num_rows,), generator=generator)
+    return {name: tensor.to(dtype) for name, tensor in floats.items()} | {
+        "request_B": request_B.sort().values if num_requests else None
+    }
+
+
+def concatenated_linear(layer: Mapping[str, Tensor | None], activation: str) -> Tensor:
+    """The layer that `user_item_linear` stands for: the user's row copied to each candidate, one product."""
+    user_RU, item_BI, weight_user_NU, weight_item_NI = (
+        layer[name] for name in ("user_RU", "item_BI", "weight_user_NU", "weight_item_NI")
+    )
+    assert user_RU is not None
+    assert item_BI is not None
+    assert weight_user_NU is not None
+    assert weight_item_NI is not None
+    request_B = layer["request_B"]
+    user_BU = user_RU.expand(len(item_BI), -1) if request_B is None else user_RU[request_B]
+    weight_NW = torch.cat([weight_user_NU, weight_item_NI], dim=1)
+    mixed_BN = F.linear(torch.cat([user_BU, item_BI], dim=1), weight_NW, layer["bias_N"])
+    if activation == "none":
+        return mixed_BN
+    functions = {"relu": torch.relu, "sigmoid": torch.sigmoid, "silu": F.silu, "gelu": F.gelu}
+    return functions[activation](mixed_BN)
