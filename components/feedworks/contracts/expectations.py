@@ -9,7 +9,7 @@ of any width is validated in little memory. The measured columns of a table colu
   (NaN where there is no vector);
 * `c.known` for a reference: whether the other table has the value.
 
-`in_order` is False for a row that should stand before its predecessor.
+`in_order` is False for a row that should stand before its predecessor; a table in any order has none.
 """
 
 from __future__ import annotations
@@ -75,6 +75,13 @@ def _column_expectations(
             severity="critical",
             meta=_meta(name, _outside(column), "correct or drop these rows"),
         )
+    if column.must_vary:
+        yield gxe.ExpectColumnUniqueValueCountToBeBetween(
+            column=name,
+            min_value=2,
+            severity="critical",
+            meta=_meta(name, "hold one and the same value", "give the table rows with another value too"),
+        )
     if column.is_vector:
         yield from _vector_expectations(gxe, name, widths[name])
     if column.refers_to is not None:
@@ -113,18 +120,21 @@ def _table_expectations(gxe: Any, contract: Table) -> Iterator[Any]:
     duplicates = _meta(key, "repeat the key of another row", "keep one row for each key")
     if len(contract.key) == 1:
         yield gxe.ExpectColumnValuesToBeUnique(column=key, severity="critical", meta=duplicates)
-    else:
+    elif contract.key:
         yield gxe.ExpectCompoundColumnsToBeUnique(
             column_list=list(contract.key), severity="critical", meta=duplicates
         )
-    yield gxe.ExpectColumnValuesToBeInSet(
-        column=IN_ORDER,
-        value_set=[True],
-        severity="critical",
-        meta=_meta(
-            contract.sorted_by[-1], f"stand out of the order {order}", f"sort {contract.file_name} by {order}"
-        ),
-    )
+    if contract.sorted_by:
+        yield gxe.ExpectColumnValuesToBeInSet(
+            column=IN_ORDER,
+            value_set=[True],
+            severity="critical",
+            meta=_meta(
+                contract.sorted_by[-1],
+                f"stand out of the order {order}",
+                f"sort {contract.file_name} by {order}",
+            ),
+        )
 
 
 def _meta(column: str, problem: str, mend: str) -> dict[str, str]:

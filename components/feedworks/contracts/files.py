@@ -9,11 +9,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from feedworks.contracts.tables import DATA_FOLDER, Table
+from feedworks.contracts.ranking import FIELDS_FILE, SPLITS
+from feedworks.contracts.tables import DATA_FOLDER, Kind, Table
 from feedworks.errors import DataError
 
 # Small enough that a reader can stream a large table, large enough that the overhead does not show.
 ROW_GROUP_ROWS = 131_072
+# The files of a data folder of each kind, and which of them may be absent.
+FILES: dict[Kind, tuple[str, ...]] = {
+    "interactions": tuple(contract.file_name for contract in DATA_FOLDER),
+    "ranking": (*(f"{split}.parquet" for split in SPLITS), FIELDS_FILE),
+}
+OPTIONAL = tuple(contract.file_name for contract in DATA_FOLDER if not contract.required)
 
 
 def write_table(contract: Table, rows: pa.Table, folder: Path) -> Path:
@@ -56,7 +63,9 @@ def read_table(contract: Table, folder: Path, columns: Sequence[str] | None = No
     """
     path = contract.path(folder)
     if not path.is_file():
-        raise DataError(f"table {contract.name}: {path} is missing; a data folder holds {folder_layout()}")
+        raise DataError(
+            f"table {contract.name}: {path} is missing; a data folder holds {folder_layout(contract.kind)}"
+        )
     wanted = pa.schema([contract.schema.field(name) for name in columns or contract.schema.names])
     try:
         # By path: a read through a Python file can abort the interpreter at its exit (apache/arrow#50482;
@@ -71,14 +80,14 @@ def read_table(contract: Table, folder: Path, columns: Sequence[str] | None = No
         raise DataError(f"table {contract.name}: cannot read {path} ({reason}); write it again") from None
 
 
-def is_data_folder(folder: Path) -> bool:
-    """Whether `folder` holds at least one file named like a contract table."""
-    return any(contract.path(folder).is_file() for contract in DATA_FOLDER)
+def is_data_folder(folder: Path, kind: Kind = "interactions") -> bool:
+    """Whether `folder` holds at least one file named like one of a data folder of this kind."""
+    return any((folder / name).is_file() for name in FILES[kind])
 
 
-def folder_layout() -> str:
-    """The files of a data folder, for messages."""
-    return ", ".join(c.file_name + ("" if c.required else " (optional)") for c in DATA_FOLDER)
+def folder_layout(kind: Kind = "interactions") -> str:
+    """The files of a data folder of this kind, for messages."""
+    return ", ".join(name + (" (optional)" if name in OPTIONAL else "") for name in FILES[kind])
 
 
 def _conform(contract: Table, rows: pa.Table) -> pa.Table:

@@ -12,7 +12,8 @@ from typing import Literal
 
 import pyarrow as pa
 
-Side = Literal["user", "item", "context", "content"]
+Side = Literal["user", "item", "context", "content", "label"]
+Kind = Literal["interactions", "ranking"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,8 @@ class Column:
 
     `minimum` and `maximum` are inclusive. `refers_to` names the table in whose single-column key every value
     must occur. `side` says what the value describes, which decides where a model may read it: the user, the
-    item, the request's context, or the item's content (text, vectors), known before anybody saw the item.
+    item, the request's context, the item's content (text, vectors), known before anybody saw the item, or the
+    label. `must_vary` says that one value in all rows is an error.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Column:
     minimum: float | None = None
     maximum: float | None = None
     refers_to: str | None = None
+    must_vary: bool = False
 
     @property
     def is_vector(self) -> bool:
@@ -44,7 +47,8 @@ class Table:
     """One parquet file: its columns, its key (unique, never null) and the order of its rows.
 
     `event_time` names the column that says when a row became known; None for tables without a time.
-    `sorted_by` is the order in which rows must stand; equal values may follow each other.
+    `sorted_by` is the order in which rows must stand; equal values may follow each other. The key is empty
+    where rows may repeat, `sorted_by` where they may stand in any order. `kind` is that of the data folder.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Table:
     description: str
     event_time: str | None = None
     required: bool = True
+    kind: Kind = "interactions"
 
     @property
     def schema(self) -> pa.Schema:

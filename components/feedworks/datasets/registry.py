@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from feedworks.datasets import amazon
+from feedworks.contracts.tables import Kind
+from feedworks.datasets import amazon, frappe
 from feedworks.errors import DataError
 
 
@@ -29,7 +30,7 @@ class DataSet:
     """One public data set.
 
     `detect(folder)` says whether the folder holds its raw files; `convert(folder, out_dir)` writes them as a
-    data folder. `files` is empty for a set that can only be imported from a local folder.
+    data folder of its `kind`. `files` is empty for a set that can only be imported from a local folder.
     """
 
     name: str
@@ -40,6 +41,7 @@ class DataSet:
     convert: Callable[[Path, Path], Path]
     expects: str
     files: tuple[RemoteFile, ...] = ()
+    kind: Kind = "interactions"
 
 
 _AMAZON_LICENCE = "no formal licence; distributed by the McAuley lab for research, do not redistribute"
@@ -145,6 +147,16 @@ _DATA_SETS: tuple[DataSet, ...] = (
     _reviews("Sports_and_Outdoors"),
     _reviews("Toys_and_Games"),
     DataSet(
+        name="frappe",
+        title="Frappe: app usage in context, the public click-through split of ten fields",
+        licence="research only, non-commercial, no redistribution (terms of Frappe)",
+        citation="Baltrunas et al., arXiv 1505.03014; the split: He and Chua, NFM, arXiv 1708.05027",
+        detect=lambda folder: (folder / frappe.file_name("train")).is_file(),
+        convert=frappe.convert,
+        expects=", ".join(frappe.file_name(split) for split in ("train", "valid", "test")),
+        kind="ranking",
+    ),
+    DataSet(
         name="s3rec",
         title="Any data set in the S3-Rec format",
         licence="that of the files",
@@ -178,6 +190,6 @@ def detect(folder: Path) -> DataSet | None:
     return next((data_set for data_set in _DATA_SETS if data_set.detect(folder)), None)
 
 
-def expectations() -> str:
-    """What `detect` looks for, one data set after the other, for messages."""
-    return "; ".join(f"{data_set.name}: {data_set.expects}" for data_set in _DATA_SETS)
+def expectations(kind: Kind = "interactions") -> str:
+    """What `detect` looks for, one data set of this kind after the other, for messages."""
+    return "; ".join(f"{each.name}: {each.expects}" for each in _DATA_SETS if each.kind == kind)

@@ -12,7 +12,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from feedworks.contracts.expectations import import_gx, suite
-from feedworks.contracts.tables import INTERACTIONS, ITEMS, USERS, Table
+from feedworks.contracts.files import is_data_folder
+from feedworks.contracts.ranking import FIELDS_FILE, read_fields
+from feedworks.contracts.tables import INTERACTIONS, ITEMS, USERS, Kind, Table
 from feedworks.errors import DataError
 from feedworks.progress import say
 from feedworks.validation.measure import Measured, measure
@@ -25,7 +27,9 @@ MAX_EXAMPLES = 5
 ORDER = (ITEMS, USERS, INTERACTIONS)
 
 
-def validate_folder(data_dir: Path, report_path: Path | None = None) -> GateResult:
+def validate_folder(
+    data_dir: Path, report_path: Path | None = None, *, kind: Kind | None = None
+) -> GateResult:
     """Checks every table of a data folder against its contract; nothing is raised for bad data.
 
     Says on stderr what it looks at, and each warning.
@@ -33,6 +37,7 @@ def validate_folder(data_dir: Path, report_path: Path | None = None) -> GateResu
     Args:
         data_dir: The data folder.
         report_path: Where to write the HTML report, if one is wanted; replaced in one step.
+        kind: What it must hold; without it, what its files are of, and interactions where there are none.
 
     Raises:
         DataError: There is no such folder.
@@ -42,7 +47,10 @@ def validate_folder(data_dir: Path, report_path: Path | None = None) -> GateResu
     rows: dict[str, int] = {}
     known: dict[str, npt.NDArray[np.int64]] = {}
     checks: list[Check] = []
-    for contract in ORDER:
+    kind = kind or _kind(data_dir)
+    if kind == "ranking":
+        checks.append(_check_fields(data_dir))
+    for contract in _contracts(data_dir, kind) if all(check.success for check in checks) else ():
         if contract.required or os.path.lexists(contract.path(data_dir)):  # a broken link is no absence
             say(f"validating {contract.path(data_dir)}")
             checks += _check_table(contract, data_dir, rows, known)
@@ -54,17 +62,44 @@ def validate_folder(data_dir: Path, report_path: Path | None = None) -> GateResu
     return result
 
 
-def require_valid(data_dir: Path, report_path: Path | None = None) -> GateResult:
+def require_valid(data_dir: Path, report_path: Path | None = None, *, kind: Kind | None = None) -> GateResult:
     """Like `validate_folder`, but a breach of severity critical stops the caller.
 
     Raises:
         DataError: Names the tables, columns, counts, example rows and mends, and where the report is.
     """
-    result = validate_folder(data_dir, report_path)
+    result = validate_folder(data_dir, report_path, kind=kind)
     if not result.success:
         report = f"; report: {report_path}" if report_path is not None else ""
         raise DataError(f"data {data_dir}: {result.summary()}{report}")
     return result
+
+
+def _kind(folder: Path) -> Kind:
+    ranks = is_data_folder(folder, "ranking") and not is_data_folder(folder, "interactions")
+    return "ranking" if ranks else "interactions"
+
+
+def _contracts(folder: Path, kind: Kind) -> tuple[Table, ...]:
+    return read_fields(folder).tables() if kind == "ranking" else ORDER
+
+
+def _check_fields(folder: Path) -> Check:
+    """Whether `fields.json` is whole; the tables of a ranking folder can only be checked by it."""
+    problem, success = "names the fields, their sides and sizes", True
+    try:
+        read_fields(folder)
+    except DataError as error:
+        problem, success = f"cannot be used ({str(error).rpartition(';')[0] or error})", False
+    return Check(
+        table="fields",
+        column="file",
+        problem=problem,
+        success=success,
+        count=0,
+        num_rows=0,
+        mend=f"write {FIELDS_FILE} as feedworks.contracts.ranking describes it",
+    )
 
 
 def _check_table(
@@ -104,7 +139,9 @@ def _run_suite(contract: Table, measured: Measured) -> list[Check]:
 
 def _as_check(contract: Table, outcome: Mapping[str, Any], frame: pd.DataFrame) -> Check:
     config, found = outcome["expectation_config"], outcome["result"]
-    if "unexpected_count" not in found:
+    # What is expected of a column as a whole has no unexpected rows of its own: all rows are.
+    of_column = 0 if outcome["success"] else len(frame)
+    if "unexpected_count" not in found and "observed_value" not in found:
         reason = str(outcome["exception_info"])[:200]
         raise DataError(f"table {contract.name}: {config['type']} could not be evaluated ({reason})")
     return Check(
@@ -112,17 +149,19 @@ def _as_check(contract: Table, outcome: Mapping[str, Any], frame: pd.DataFrame) 
         column=config["meta"]["column"],
         problem=config["meta"]["problem"],
         success=bool(outcome["success"]),
-        count=int(found["unexpected_count"]),
+        count=int(found.get("unexpected_count", of_column)),
         num_rows=len(frame),
         mend=config["meta"]["mend"],
         severity=config["severity"],
         examples=tuple(
-            _row(contract, frame, int(i)) for i in found.get("partial_unexpected_index_list") or ()
+            _row(contract, frame, int(i), config["kwargs"].get("column", ""))
+            for i in found.get("partial_unexpected_index_list") or ()
         ),
         expectation=config["type"],
     )
 
 
-def _row(contract: Table, frame: pd.DataFrame, index: int) -> str:
-    values = [f"{name}={frame[name].iloc[index]}" for name in contract.key]
+def _row(contract: Table, frame: pd.DataFrame, index: int, column: str) -> str:
+    """A row by its key, or where it has none by the value that was looked at."""
+    values = [f"{name}={frame[name].iloc[index]}" for name in contract.key or (column,)]
     return f"row {index}: {', '.join(values)}"

@@ -38,7 +38,8 @@ def measure(contract: Table, batches: Iterable[pa.RecordBatch], known: Mapping[s
     """
     parts = [_measure_batch(contract, batch, known) for batch in batches]
     frame = pd.concat(parts, ignore_index=True)
-    frame[IN_ORDER] = _in_order(frame[list(contract.sorted_by)])
+    if contract.sorted_by:
+        frame[IN_ORDER] = _in_order(frame[list(contract.sorted_by)])
     widths = {c.name: _usual_width(frame[f"{c.name}.width"]) for c in contract.columns if c.is_vector}
     num_nulls = {c.name: int(frame[c.name].isna().sum()) for c in contract.columns}
     return Measured(frame, widths, num_nulls)

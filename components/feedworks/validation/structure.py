@@ -36,7 +36,7 @@ def open_table(contract: Table, folder: Path) -> Opened:
         mend = "write the table as one parquet file"
         return Opened(None, [_check(contract, "file", "is a folder, not a file", mend)])
     if not path.is_file():
-        mend = f"write it or import the data; a data folder holds {folder_layout()}"
+        mend = f"write it or import the data; a data folder holds {folder_layout(contract.kind)}"
         return Opened(None, [_check(contract, "file", "is missing", mend)])
     num_bytes = path.stat().st_size
     if num_bytes == 0:
