@@ -64,7 +64,8 @@ def reparameterise(
         ModelError: the model is in training mode or cannot be exported, or a side is missing or unknown.
     """
     if isinstance(model, ExportedProgram):
-        program = model.run_decompositions({})
+        with quiet():
+            program = model.run_decompositions({})
         named = named_sides(program.graph_signature.user_inputs, sides)
     else:
         program, named = export_rows(model, example_inputs, sides)
@@ -158,7 +159,7 @@ def _one_request(planner: _Planner, leaves: Sequence[Tensor], sides: Mapping[str
     rows = Dim("rows")
     inputs = tuple(x[:1] if side == "user" else x for x, side in zip(leaves, sides.values(), strict=True))
     shapes = tuple({0: rows} if side in ("item", "cross") else None for side in sides.values())
-    return _exported(planner, inputs, (shapes,))
+    return _exported(planner, inputs, (shapes,), list(sides))
 
 
 def _many_requests(planner: _Planner, leaves: Sequence[Tensor], sides: Mapping[str, str]) -> ExportedProgram:
@@ -170,15 +171,16 @@ def _many_requests(planner: _Planner, leaves: Sequence[Tensor], sides: Mapping[s
         for x, side in zip(leaves, sides.values(), strict=True)
     )
     of_side = {"user": {0: requests}, "item": {0: rows}, "cross": {0: rows}, "const": None}
-    return _exported(
-        _Many(planner), (request_B, *inputs), ({0: rows}, tuple(of_side[s] for s in sides.values()))
-    )
+    shapes = ({0: rows}, tuple(of_side[side] for side in sides.values()))
+    return _exported(_Many(planner), (request_B, *inputs), shapes, ["request", *sides])
 
 
-def _exported(module: nn.Module, inputs: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
+def _exported(
+    module: nn.Module, inputs: tuple[Tensor, ...], shapes: Any, names: Sequence[str]
+) -> ExportedProgram:
     with torch.no_grad(), quiet():
         program = export(module.eval(), inputs, dynamic_shapes=shapes)
-    return simplify(program)
+    return simplify(program, names)
 
 
 def _buffers(program: ExportedProgram) -> set[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, TensorArgument
 from torch.fx import Graph, Node
 
 aten = torch.ops.aten
@@ -16,19 +16,40 @@ aten = torch.ops.aten
 _NOTES = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn", "custom")
 
 
-def simplify(program: ExportedProgram) -> ExportedProgram:
-    """Apply all passes in place; the program is functional."""
+def simplify(program: ExportedProgram, names: Sequence[str]) -> ExportedProgram:
+    """Apply all passes in place; the program is functional.
+
+    Args:
+        program: of any model.
+        names: what its inputs shall be called.
+    """
     graph = program.graph
+    _rename(program, names)
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target in _PASSES:
             _PASSES[node.target](graph, node)
     graph.eliminate_dead_code()
     _drop_unused_weights(program)
-    for node in graph.nodes:
+    program.graph_module.recompile()
+    return without_notes(program)
+
+
+def without_notes(program: ExportedProgram) -> ExportedProgram:
+    """Drop, in place, what the graph says of the exporting machine and its Python files."""
+    for node in program.graph.nodes:
         for name in _NOTES:
             node.meta.pop(name, None)
-    program.graph_module.recompile()
     return program
+
+
+def _rename(program: ExportedProgram, names: Sequence[str]) -> None:
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    specs = [s for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT]
+    for spec, name in zip(specs, names, strict=True):
+        node = placeholders[spec.arg.name]
+        node._rename(name)
+        node.target = node.name
+        spec.arg = TensorArgument(name=node.name)
 
 
 def _drop_unused_weights(program: ExportedProgram) -> None:

@@ -25,6 +25,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from feedworks.errors import ModelError
+from feedworks.mari.graphs import without_notes
 
 SIDES = ("user", "item", "cross", "const")
 # A size such as `2*Symbol('s17', positive=True, integer=True) + 1`; the reader of the format evaluates it.
@@ -81,7 +82,7 @@ def export_rows(
                 tuple(inputs),
                 dynamic_shapes=(dynamic,) if kinds == [inspect.Parameter.VAR_POSITIONAL] else dynamic,
             )
-            return program.run_decompositions({}), named
+            return without_notes(program.run_decompositions({})), named
         except Exception as error:  # torch.export raises whatever the model's own code meets
             first = str(error).strip().splitlines() or [type(error).__name__]
             raise ModelError(

@@ -1,0 +1,185 @@
+"""MaRI (arXiv 2602.23105): proof that a twin equals its model, on samples.
+
+Sums are taken in another order, so bits differ. Both are therefore compared with the model in float64: in
+float32 each output must agree within `rtol` and `atol`; in 16 bits the twin's error against float64 may be at
+most twice the model's own. And no two candidates whose scores lie further apart than a gap may change places.
+
+Shape legend: B rows, T outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from feedworks.mari.programs import weights_of
+from feedworks.mari.samples import Sample, tiled
+from feedworks.mari.schema import RankerSchema
+from feedworks.mari.twin import Twin
+
+GAP = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One sample in one type.
+
+    Attributes:
+        dtype: the type that both ran in.
+        graph: `one` request or `many`.
+        rows: B.
+        error: largest absolute difference between twin and model.
+        twin_error: between twin and the model in float64.
+        model_error: between model and the model in float64.
+        swapped: pairs of candidates of one request, more than 1e-4 apart in float64, that changed places.
+        equal: the verdict.
+    """
+
+    dtype: str
+    graph: str
+    rows: int
+    error: float
+    twin_error: float
+    model_error: float
+    swapped: int
+    equal: bool
+
+
+def verify(
+    program: ExportedProgram,
+    twin: Twin,
+    schema: RankerSchema,
+    samples: Sequence[Sample],
+    *,
+    dtypes: Sequence[str] = ("float32", "bfloat16", "float16"),
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+) -> list[Comparison]:
+    """Score samples with the model and its twin and compare.
+
+    Args:
+        program: the exported model.
+        twin: of that model.
+        schema: of both.
+        samples: of one request or of several.
+        dtypes: the types to run in.
+        rtol: relative tolerance in float32.
+        atol: absolute tolerance in float32.
+    """
+    found = []
+    for sample in samples:
+        truth_BT = _scores(program, tiled(schema, sample), torch.float64)
+        several = len(sample.request_B.unique()) > 1
+        graph = twin.programs[1] if several else twin.programs[0]
+        given = (sample.request_B, *sample.inputs) if several else sample.inputs
+        for name in dtypes:
+            dtype = getattr(torch, name)
+            model_BT = _scores(program, tiled(schema, sample), dtype)
+            twin_BT = _scores(graph, given, dtype)
+            found.append(
+                _compare(
+                    name, "many" if several else "one", sample, (truth_BT, model_BT, twin_BT), rtol, atol
+                )
+            )
+    return found
+
+
+def _compare(
+    dtype: str, graph: str, sample: Sample, scores: tuple[Tensor, Tensor, Tensor], rtol: float, atol: float
+) -> Comparison:
+    truth_BT, model_BT, twin_BT = scores
+    if twin_BT.shape != model_BT.shape:
+        return Comparison(
+            dtype=dtype,
+            graph=graph,
+            rows=len(sample.request_B),
+            error=math.inf,
+            twin_error=math.inf,
+            model_error=_largest(model_BT, truth_BT),
+            swapped=0,
+            equal=False,
+        )
+    twin_error, model_error = _largest(twin_BT, truth_BT), _largest(model_BT, truth_BT)
+    if dtype in ("float32", "float64"):
+        close = all(torch.allclose(twin_BT, other, rtol=rtol, atol=atol) for other in (model_BT, truth_BT))
+        swapped = swapped_pairs(truth_BT, twin_BT, sample.request_B)
+    else:
+        # Below one unit in the last place of the largest score both are as good as exact.
+        # A model that itself overflows in this type gives nothing to hold the twin to.
+        close = not math.isfinite(model_error) or twin_error <= 2 * max(
+            model_error, torch.finfo(getattr(torch, dtype)).eps * _size(truth_BT)
+        )
+        swapped = 0
+    return Comparison(
+        dtype=dtype,
+        graph=graph,
+        rows=len(sample.request_B),
+        error=_largest(twin_BT, model_BT),
+        twin_error=twin_error,
+        model_error=model_error,
+        swapped=swapped,
+        equal=bool(close) and swapped == 0,
+    )
+
+
+def swapped_pairs(truth_BT: Tensor, other_BT: Tensor, request_B: Tensor, gap: float = GAP) -> int:
+    """Rows that `other_BT` puts no higher than one that `truth_BT` has more than `gap` below them."""
+    count = 0
+    for request in request_B.unique():
+        rows = request_B == request
+        for truth_N, other_N in zip(truth_BT[rows].T, other_BT[rows].T, strict=True):
+            count += _swapped(truth_N, other_N, gap)
+    return count
+
+
+def _swapped(truth_N: Tensor, other_N: Tensor, gap: float) -> int:
+    order = truth_N.argsort()
+    truth_N, other_N = truth_N[order], other_N[order]
+    # Of the rows that lie more than the gap below row i, the largest score must be below that of row i.
+    below_N = torch.searchsorted(truth_N, truth_N - gap)
+    highest_N = other_N.cummax(0).values
+    bad_N = (below_N > 0) & (highest_N[(below_N - 1).clamp_min(0)] >= other_N)
+    return int(bad_N.sum())
+
+
+def _scores(program: ExportedProgram, inputs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Run a program with its weights and inputs in a type; returns float64 `(B, T)`."""
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    weights = [cast(tensor) for tensor in weights_of(program).values()]
+    with torch.inference_mode():
+        outputs = _InType(program.graph_module, dtype).run(*weights, *(cast(tensor) for tensor in inputs))
+    columns = [x if x.ndim > 1 else x.unsqueeze(1) for x in pytree.tree_leaves(outputs)]
+    return torch.cat(columns, dim=1).double()
+
+
+class _InType(torch.fx.Interpreter):
+    """Runs a graph with the floating-point types that it names itself replaced by one."""
+
+    def __init__(self, module: torch.fx.GraphModule, dtype: torch.dtype) -> None:
+        super().__init__(module)
+        self._dtype = dtype
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        args, kwargs = pytree.tree_map(self._typed, (args, kwargs))
+        return super().call_function(target, args, kwargs)
+
+    def _typed(self, value: Any) -> Any:
+        return self._dtype if isinstance(value, torch.dtype) and value.is_floating_point else value
+
+
+def _largest(left: Tensor, right: Tensor) -> float:
+    return float((left - right).abs().max()) if left.numel() else 0.0
+
+
+def _size(scores: Tensor) -> float:
+    return float(scores.abs().max()) if scores.numel() else 0.0
