@@ -42,6 +42,8 @@ HEAVY = {
     "matplotlib": None,
     "duckdb": None,
     "docker": None,
+    "onnx": None,
+    "onnxruntime": None,
 }
 
 
