@@ -17,7 +17,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from feedworks.mari import rules as _rules  # noqa: F401 - fills the tables of the sweep
-from feedworks.mari.graphs import simplify
+from feedworks.mari.graphs import rename, simplify
 from feedworks.mari.programs import export_rows, named_sides, quiet, weights_of
 from feedworks.mari.sweep import Block, Options, Site, Sweep
 from feedworks.mari.twin import Piece, Twin
@@ -64,9 +64,10 @@ def reparameterise(
         ModelError: the model is in training mode or cannot be exported, or a side is missing or unknown.
     """
     if isinstance(model, ExportedProgram):
+        named = named_sides(model.graph_signature.user_inputs, sides)
         with quiet():
             program = model.run_decompositions({})
-        named = named_sides(program.graph_signature.user_inputs, sides)
+        rename(program, list(named))
     else:
         program, named = export_rows(model, example_inputs, sides)
     leaves = pytree.tree_leaves(tuple(example_inputs))

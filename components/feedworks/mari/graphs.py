@@ -24,7 +24,7 @@ def simplify(program: ExportedProgram, names: Sequence[str]) -> ExportedProgram:
         names: what its inputs shall be called.
     """
     graph = program.graph
-    _rename(program, names)
+    rename(program, names)
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target in _PASSES:
             _PASSES[node.target](graph, node)
@@ -42,7 +42,8 @@ def without_notes(program: ExportedProgram) -> ExportedProgram:
     return program
 
 
-def _rename(program: ExportedProgram, names: Sequence[str]) -> None:
+def rename(program: ExportedProgram, names: Sequence[str]) -> None:
+    """Name the inputs of a program, in place."""
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     specs = [s for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT]
     for spec, name in zip(specs, names, strict=True):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from feedworks.mari.graphs import rename
 from feedworks.mari.programs import export_rows
 from feedworks.mari.schema import ModelInput, RankerSchema
 
@@ -59,6 +60,8 @@ def export_ranker(model: nn.Module, schema: RankerSchema) -> ExportedProgram:
     """
     sample = draw(schema, [5])
     program, _ = export_rows(model, tiled(schema, sample), list(schema.sides.values()))
+    rename(program, list(schema.sides))
+    program.graph_module.recompile()
     return program
 
 
