@@ -52,7 +52,9 @@ class Vanilla(nn.Module):
         return self._run(*self._weights, *given)
 
 
-def twins(program: ExportedProgram, schema: RankerSchema, names: Sequence[str] = PARADIGMS) -> dict[str, Twin]:
+def twins(
+    program: ExportedProgram, schema: RankerSchema, names: Sequence[str] = PARADIGMS
+) -> dict[str, Twin]:
     """The twins of a program, by paradigm; VanI has none."""
     example = tiled(schema, draw(schema, [5]))
     options: dict[str, dict[str, Any]] = {

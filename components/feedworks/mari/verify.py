@@ -24,8 +24,6 @@ from feedworks.mari.samples import Sample, tiled
 from feedworks.mari.schema import RankerSchema
 from feedworks.mari.twin import Twin
 
-GAP = 1e-4
-
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -38,7 +36,7 @@ class Comparison:
         error: largest absolute difference between twin and model.
         twin_error: between twin and the model in float64.
         model_error: between model and the model in float64.
-        swapped: pairs of candidates of one request, more than 1e-4 apart in float64, that changed places.
+        swapped: pairs of candidates of one request, further apart than the gap, that changed places.
         equal: the verdict.
     """
 
@@ -52,6 +50,23 @@ class Comparison:
     equal: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """When scores count as equal.
+
+    Attributes:
+        rtol: relative, in float32.
+        atol: absolute, in float32.
+        low_ratio: in 16 bits, how many times the model's own error the twin's may be.
+        gap: scores that lie further apart in float64 must keep their order.
+    """
+
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    low_ratio: float = 2.0
+    gap: float = 1e-4
+
+
 def verify(
     program: ExportedProgram,
     twin: Twin,
@@ -59,8 +74,7 @@ def verify(
     samples: Sequence[Sample],
     *,
     dtypes: Sequence[str] = ("float32", "bfloat16", "float16"),
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    tolerance: Tolerance | None = None,
 ) -> list[Comparison]:
     """Score samples with the model and its twin and compare.
 
@@ -70,66 +84,67 @@ def verify(
         schema: of both.
         samples: of one request or of several.
         dtypes: the types to run in.
-        rtol: relative tolerance in float32.
-        atol: absolute tolerance in float32.
+        tolerance: when scores count as equal.
     """
     found = []
     for sample in samples:
-        truth_BT = _scores(program, tiled(schema, sample), torch.float64)
         several = len(set(sample.request_B.tolist())) > 1
         graph = twin.programs[1] if several else twin.programs[0]
         given = (sample.request_B, *sample.inputs) if several else sample.inputs
+        truth_BT = _scores(program, tiled(schema, sample), torch.float64)
         for name in dtypes:
             dtype = getattr(torch, name)
             model_BT = _scores(program, tiled(schema, sample), dtype)
-            twin_BT = _scores(graph, given, dtype)
-            found.append(
-                _compare(
-                    name, "many" if several else "one", sample, (truth_BT, model_BT, twin_BT), rtol, atol
-                )
-            )
+            scores = (truth_BT, model_BT, _scores(graph, given, dtype))
+            compare = _Compare(name, "many" if several else "one", sample.request_B, tolerance or Tolerance())
+            found.append(compare(*scores))
     return found
 
 
-def _compare(
-    dtype: str, graph: str, sample: Sample, scores: tuple[Tensor, Tensor, Tensor], rtol: float, atol: float
-) -> Comparison:
-    truth_BT, model_BT, twin_BT = scores
-    if twin_BT.shape != model_BT.shape:
-        return Comparison(
-            dtype=dtype,
-            graph=graph,
-            rows=len(sample.request_B),
-            error=math.inf,
-            twin_error=math.inf,
-            model_error=_largest(model_BT, truth_BT),
-            swapped=0,
-            equal=False,
-        )
-    twin_error, model_error = _largest(twin_BT, truth_BT), _largest(model_BT, truth_BT)
-    if dtype in ("float32", "float64"):
-        close = all(torch.allclose(twin_BT, other, rtol=rtol, atol=atol) for other in (model_BT, truth_BT))
-        swapped = swapped_pairs(truth_BT, twin_BT, sample.request_B)
-    else:
-        # Below one unit in the last place of the largest score both are as good as exact.
-        # A model that itself overflows in this type gives nothing to hold the twin to.
-        close = not math.isfinite(model_error) or twin_error <= 2 * max(
-            model_error, torch.finfo(getattr(torch, dtype)).eps * _size(truth_BT)
-        )
+@dataclass(frozen=True)
+class _Compare:
+    dtype: str
+    graph: str
+    request_B: Tensor
+    tolerance: Tolerance
+
+    def __call__(self, truth_BT: Tensor, model_BT: Tensor, twin_BT: Tensor) -> Comparison:
+        model_error = _largest(model_BT, truth_BT)
+        if twin_BT.shape != model_BT.shape:
+            return self._found(math.inf, math.inf, model_error, 0, equal=False)
+        twin_error, allowed = _largest(twin_BT, truth_BT), self.tolerance
         swapped = 0
-    return Comparison(
-        dtype=dtype,
-        graph=graph,
-        rows=len(sample.request_B),
-        error=_largest(twin_BT, model_BT),
-        twin_error=twin_error,
-        model_error=model_error,
-        swapped=swapped,
-        equal=bool(close) and swapped == 0,
-    )
+        if self.dtype in ("float32", "float64"):
+            close = all(
+                torch.allclose(twin_BT, other, rtol=allowed.rtol, atol=allowed.atol)
+                for other in (model_BT, truth_BT)
+            )
+            swapped = swapped_pairs(truth_BT, twin_BT, self.request_B, allowed.gap)
+        else:
+            # Below one unit in the last place of the largest score both are as good as exact.
+            unit = torch.finfo(getattr(torch, self.dtype)).eps * _size(truth_BT)
+            # A model that itself overflows in this type gives nothing to hold the twin to.
+            close = not math.isfinite(model_error)
+            close = close or twin_error <= allowed.low_ratio * max(model_error, unit)
+        error = _largest(twin_BT, model_BT)
+        return self._found(error, twin_error, model_error, swapped, equal=close and swapped == 0)
+
+    def _found(
+        self, error: float, twin_error: float, model_error: float, swapped: int, *, equal: bool
+    ) -> Comparison:
+        return Comparison(
+            dtype=self.dtype,
+            graph=self.graph,
+            rows=len(self.request_B),
+            error=error,
+            twin_error=twin_error,
+            model_error=model_error,
+            swapped=swapped,
+            equal=equal,
+        )
 
 
-def swapped_pairs(truth_BT: Tensor, other_BT: Tensor, request_B: Tensor, gap: float = GAP) -> int:
+def swapped_pairs(truth_BT: Tensor, other_BT: Tensor, request_B: Tensor, gap: float) -> int:
     """Rows that `other_BT` puts no higher than one that `truth_BT` has more than `gap` below them."""
     count = 0
     for request in set(request_B.tolist()):
