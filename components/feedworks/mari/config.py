@@ -53,6 +53,7 @@ class RankerConfig:
         num_cross: cross layers of `dcn`.
         attention: widths of the activation unit of `din`.
         gate_hidden: width inside a gate of `ppnet`; 0 for that of the layer it scales.
+        embedding_l2: pulls the embeddings to 0 in training, see `feedworks.mari.training.train_ranker`.
     """
 
     arch: Arch = "mlp"
@@ -65,12 +66,13 @@ class RankerConfig:
     num_cross: int = 3
     attention: tuple[int, ...] = (36,)
     gate_hidden: int = 0
+    embedding_l2: float = 0.0
 
     def __post_init__(self) -> None:
         if self.arch not in get_args(Arch):
             raise ConfigError(f"ranker.arch={self.arch!r}: expected one of {', '.join(get_args(Arch))}")
         at_least(1, "ranker", width=self.width, num_experts=self.num_experts, num_cross=self.num_cross)
-        at_least(0, "ranker", gate_hidden=self.gate_hidden)
+        at_least(0, "ranker", gate_hidden=self.gate_hidden, embedding_l2=self.embedding_l2)
         between(0, MOST_DROPOUT, "ranker", dropout=self.dropout)
         for name in ("hidden", "expert_hidden", "attention"):
             widths: tuple[int, ...] = getattr(self, name)
@@ -106,8 +108,8 @@ class VerifyConfig:
     Attributes:
         rtol: relative tolerance in float32, against the model and against the model in float64.
         atol: absolute tolerance there.
-        dtypes: checked on the device of the run; in the shorter ones the twin's error against float64 may be
-            `low_ratio` times the model's own.
+        dtypes: checked; in the shorter ones the twin's error against float64 may be `low_ratio` times the
+            model's own.
         low_ratio: see `dtypes`.
         requests: candidates of each request of a sample; several requests are also scored in one batch.
         num_samples: samples, each with another seed.
@@ -221,7 +223,7 @@ def tiny() -> MariConfig:
     return MariConfig(
         outside=OutsideConfig(),
         ranker=RankerConfig(width=8, hidden=(32, 16), expert_hidden=(16,), attention=(16,)),
-        training=TrainConfig(epochs=4, batch_size=512, lr=5e-3),
+        training=TrainConfig(epochs=12, batch_size=256, lr=2e-2),
         convert=ConvertConfig(),
         verify=VerifyConfig(requests=(1, 7, 50), num_samples=1),
         bench=BenchConfig(rows=(1, 100, 1000), repeats=10, compiled=False),

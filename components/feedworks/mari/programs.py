@@ -159,6 +159,7 @@ def save_program(program: ExportedProgram, path: Path) -> None:
         ModelError: a weight is of a kind that the format can only pickle.
     """
     program.example_inputs = None
+    _own_storage(program)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
         whole, plain = Path(scratch) / "whole.pt2", Path(scratch) / "plain.pt2"
         with quiet():
@@ -181,6 +182,16 @@ def load_program(path: Path) -> ExportedProgram:
     except Exception as error:  # whatever the reader meets in a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"model {path} cannot be read ({reason}); make it again") from None
+
+
+def _own_storage(program: ExportedProgram) -> None:
+    """A tensor that is a part of another one would be written with all of it, and torch warns of it."""
+    for tensors in (program.state_dict, program.constants):
+        for name, tensor in tensors.items():
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() > tensor.nbytes:
+                copy = tensor.detach().clone()
+                is_weight = isinstance(tensor, nn.Parameter)
+                tensors[name] = nn.Parameter(copy, tensor.requires_grad) if is_weight else copy
 
 
 def _without_samples(source: Path, target: Path) -> None:
