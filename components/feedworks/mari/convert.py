@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from feedworks.mari import rules as _rules  # noqa: F401 - fills the tables of the sweep
 from feedworks.mari.graphs import rename, simplify
 from feedworks.mari.programs import export_rows, named_sides, quiet, weights_of
-from feedworks.mari.sweep import Block, Options, Site, Sweep
+from feedworks.mari.sweep import Block, Options, Refusal, Site, Sweep
 from feedworks.mari.twin import Piece, Twin
 
 
@@ -28,10 +28,12 @@ class Report:
     """What the conversion did.
 
     Attributes:
-        sites: products that were cut.
+        sites: products that cost less than in the model, in the order of its graph.
+        refusals: products over user and candidates together that stay whole, and why.
     """
 
     sites: tuple[Site, ...]
+    refusals: tuple[Refusal, ...] = ()
 
 
 class Conversion(NamedTuple):
@@ -75,7 +77,9 @@ def reparameterise(
     planner.plan([x[:1] if side == "user" else x for x, side in zip(leaves, named.values(), strict=True)])
     one, many = _one_request(planner, leaves, named), _many_requests(planner, leaves, named)
     origin, kept = planner.origin({*_buffers(one), *_buffers(many)})
-    return Conversion(Twin(one, many, named, origin, kept), Report(tuple(planner.sites)))
+    return Conversion(
+        Twin(one, many, named, origin, kept), Report(tuple(planner.sites), tuple(planner.refusals))
+    )
 
 
 class _Planner(nn.Module):
@@ -86,6 +90,7 @@ class _Planner(nn.Module):
         self._program, self._sides, self._options = program, dict(sides), options
         self._planned = False
         self.sites: list[Site] = []
+        self.refusals: list[Refusal] = []
         self.blocks: dict[str, Sequence[Block]] = {}
         self._constants = weights_of(program)
         self._own = {id(tensor): name for name, tensor in self._constants.items()}
@@ -94,7 +99,9 @@ class _Planner(nn.Module):
 
     def forward(self, *inputs: Tensor, request_B: Tensor | None = None) -> Any:
         constants = {name: self.get_buffer(f"model_{name}") for name in self._constants}
-        sweep = Sweep(self._program, constants, self._sides, self._weight, self._site, self._options)
+        sweep = Sweep(
+            self._program, constants, self._sides, self._weight, self._site, self._options, self._refuse
+        )
         outputs = sweep.run(inputs, request_B)
         return pytree.tree_unflatten(outputs, self._program.call_spec.out_spec)
 
@@ -112,6 +119,10 @@ class _Planner(nn.Module):
     def _site(self, site: Site) -> None:
         if not self._planned:
             self.sites.append(site)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        if not self._planned:
+            self.refusals.append(refusal)
 
     def origin(self, used: set[str]) -> tuple[dict[str, list[Piece]], dict[str, Tensor]]:
         """Where each of the model's weights stands in the buffers that the twin uses, or else the weight."""

@@ -51,7 +51,7 @@ def site_report(
     return {
         "nodes": [node._asdict() for node in nodes],
         "sites": sites,
-        "refusals": [],
+        "refusals": [asdict(refusal) for refusal in conversion.report.refusals],
         "flops": {str(b): _all_products(program, conversion, schema, b) for b in rows},
     }
 

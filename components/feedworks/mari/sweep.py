@@ -10,8 +10,7 @@ Shape legend: B rows, R requests, D columns, N outputs of a product.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -19,30 +18,17 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from feedworks.mari import values
-from feedworks.mari.values import Atom, Form, Normed, Term, User
+from feedworks.errors import ModelError
+from feedworks.mari import reasons, values
+from feedworks.mari.calls import Call, leaves_of, mapped, raw, sizes
+from feedworks.mari.found import Refusal, Site
+from feedworks.mari.values import Blocks, Count, Folded, Form, Normed, Row, Tall, User, Value
+
+__all__ = ["Block", "Call", "Count", "Options", "Refusal", "Row", "Site", "Sweep", "Weights", "rule", "sizes"]
 
 aten = torch.ops.aten
 VIEWS = (aten.view.default, aten._unsafe_view.default)
-Call = Any  # a torch.fx.Node, whose arguments are typed as a union of some thirty things
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """A tensor as in the model: it depends on the candidates, or on all rows together.
-
-    `has_rows`: its first axis is the B rows; a mean over the rows, for one, has none.
-    """
-
-    tensor: Tensor
-    has_rows: bool = True
-
-
-@dataclass(frozen=True, eq=False)
-class Count:
-    """A size that was computed from the number of rows."""
-
-    value: Any
+Handler = Callable[["Sweep", Call, list[Any], Mapping[str, Any]], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,35 +68,33 @@ class Options:
     pad_to: int = 1
 
 
-@dataclass(frozen=True)
-class Site:
-    """A product that was cut.
-
-    Attributes:
-        node: its name in the exported graph.
-        user_width: columns of the user, Du.
-        other_width: columns of candidates and crossings, Dr.
-        outputs: N.
-        positions: rows of the product for one candidate, more than 1 inside sequences.
-    """
-
-    node: str
-    user_width: int
-    other_width: int
-    outputs: int
-    positions: int
-
-
 Rule = Callable[["Sweep", Call, list[Any]], Any]
 RULES: dict[Any, Rule] = {}
+# Rules that also take the keyword arguments of the node.
+OPTIONED: set[Any] = set()
+ROW_BY_ROW: dict[Any, Callable[[Call, int, list[User]], bool]] = {}
+# What to do with a value that is another one in another shape.
+WRAPPED: dict[type, Handler] = {}
 
 
-def rule(*targets: Any) -> Callable[[Rule], Rule]:
+def rule(*targets: Any, options: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for operations."""
 
     def register(function: Rule) -> Rule:
         for target in targets:
             RULES[target] = function
+            if options:
+                OPTIONED.add(target)
+        return function
+
+    return register
+
+
+def wrapped(kind: type) -> Callable[[Handler], Handler]:
+    """Register what to do with operations on a wrapped value."""
+
+    def register(function: Handler) -> Handler:
+        WRAPPED[kind] = function
         return function
 
     return register
@@ -126,6 +110,7 @@ class Sweep:
         weight: keeps a weight that was computed from the model's own.
         site: takes note of a product that was cut.
         options: how to cut.
+        refuse: takes note of a product that was not.
     """
 
     def __init__(
@@ -136,16 +121,29 @@ class Sweep:
         weight: Weights,
         site: Callable[[Site], None],
         options: Options,
+        refuse: Callable[[Refusal], None] = lambda refusal: None,
     ) -> None:
-        self._graph = program.graph
-        self._constants = constants
-        self._sides = sides
+        self.graph = program.graph
+        self.constants = constants
+        self._sides = dict(zip(program.graph_signature.user_inputs, sides.values(), strict=True))
         self.weight = weight
-        self.site = site
         self.options = options
+        self._note, self._refuse = site, refuse
+        self._sited: set[str] = set()
         self._request: Tensor | None = None
         self._rows: Any = 1
-        self._requests: Any = 1
+        self.requests: Any = 1
+        rows = next(
+            node
+            for node in self.graph.nodes
+            if node.op == "placeholder" and self._sides.get(node.name) in ("item", "cross")
+        )
+        # The model's number of rows: as an expression, and as torch's own symbol.
+        self.row_symbol, self.raw_rows = sizes(rows)[0], raw(rows)[0]
+        self._wholes: dict[int, tuple[Any, Any]] = {}
+        # Products that were made with an earlier one, by node.
+        self.shared: dict[str, Form] = {}
+        self.later: dict[str, Site] = {}
 
     def run(self, inputs: Sequence[Tensor], request_B: Tensor | None) -> list[Tensor]:
         """Score: `inputs` in the model's order; without `request_B` all rows belong to one request."""
@@ -153,42 +151,67 @@ class Sweep:
         named = dict(zip(self._sides, inputs, strict=True))
         self._rows = next(x.shape[0] for name, x in named.items() if self._sides[name] in ("item", "cross"))
         users = [x for name, x in named.items() if self._sides[name] == "user"]
-        self._requests = users[0].shape[0] if users else 1
+        self.requests = users[0].shape[0] if users else 1
         environment: dict[Node, Any] = {}
-        for node in self._graph.nodes:
+        for node in self.graph.nodes:
             if node.op == "placeholder":
-                environment[node] = self._placeholder(node.name, named)
+                environment[node] = self._placeholder(node, named)
             elif node.op == "output":
                 return [self.whole(environment[out]) for out in node.args[0]]
             else:
                 environment[node] = self._call(node, environment)
         raise AssertionError("a graph ends in its output")
 
-    def _placeholder(self, name: str, named: Mapping[str, Tensor]) -> Any:
-        if name in self._constants:
-            return self._constants[name]
-        side = self._sides[name]
+    @property
+    def one_request(self) -> bool:
+        """Whether all rows belong to one request."""
+        return self._request is None
+
+    def _placeholder(self, node: Call, named: Mapping[str, Tensor]) -> Any:
+        if node.name in self.constants:
+            return self.constants[node.name]
+        tensor, side = named[node.name], self._sides[node.name]
         if side == "const":
-            return named[name]
-        return User(named[name]) if side == "user" else Row(named[name])
+            return tensor
+        # The model may repeat the user for the candidates itself.
+        return User(tensor, single=sizes(node)[0] == 1) if side == "user" else Row(tensor)
 
     def _call(self, node: Call, environment: Mapping[Node, Any]) -> Any:
         arguments = list(torch.fx.map_arg(node.args, environment.__getitem__))
         options = torch.fx.map_arg(node.kwargs, environment.__getitem__)
-        if node.target in RULES and not options:
+        result = self.apply(node, arguments, options)
+        if node.target in reasons.PRODUCTS and node.name not in self._sited and self.options.cut:
+            refusal = reasons.refusal(node, arguments)
+            if refusal is not None:
+                self._refuse(refusal)
+        return result
+
+    def apply(self, node: Call, arguments: list[Any], options: Mapping[str, Any] | None = None) -> Any:
+        """Run one operation on values.
+
+        Args:
+            node: the operation, or a stand-in for it on other shapes.
+            arguments: values in the place of its arguments.
+            options: of its keyword arguments.
+        """
+        options = options or {}
+        found = None
+        leaves = leaves_of([arguments, list(options.values())])
+        kind = next((type(leaf) for leaf in leaves if type(leaf) in WRAPPED), None)
+        if kind is not None:
+            found = WRAPPED[kind](self, node, arguments, options)
+        if found is None and node.target in RULES and (not options or node.target in OPTIONED):
             found = RULES[node.target](self, node, arguments)
-            if found is not None:
-                return _marked(found, node)
-        return _marked(self.plain(node, arguments, options), node)
+        if found is None:
+            found = self.plain(node, arguments, options)
+        return self._marked(found, node, leaves)
 
     def plain(self, node: Call, arguments: list[Any], options: Mapping[str, Any] | None = None) -> Any:
         """Run the operation on whole tensors, at R rows if it is row by row and has no candidate's part."""
         options = options or {}
-        leaves = _leaves([arguments, list(options.values())])
-        users = [x for x in leaves if isinstance(x, User) or (isinstance(x, Form) and x.of_user)]
-        candidates = [
-            x for x in leaves if isinstance(x, Row | Normed) or (isinstance(x, Form) and not x.of_user)
-        ]
+        leaves = leaves_of([arguments, list(options.values())])
+        users = [x for x in leaves if isinstance(x, Value) and values.of_user(x)]
+        candidates = [x for x in leaves if isinstance(x, Value) and not values.of_user(x)]
         counts = any(isinstance(x, Count) for x in leaves)
         if users and not candidates and not counts and node.target in ROW_BY_ROW:
             found = self._on_requests(node, arguments, options)
@@ -196,28 +219,45 @@ class Sweep:
                 return found
         # What was assembled may lie in memory otherwise than the model's own tensor.
         target = aten.reshape.default if node.target in VIEWS else node.target
-        result = target(*_mapped(arguments, self.whole), **_mapped(dict(options), self.whole))
-        return _wrapped(result, Row if users or candidates or counts else None, Count if counts else None)
+        result = target(*mapped(arguments, self.whole), **mapped(dict(options), self.whole))
+        return _rewrapped(result, Row if users or candidates or counts else None, Count if counts else None)
 
     def _on_requests(self, node: Call, arguments: list[Any], options: Mapping[str, Any]) -> Any:
-        held = [
-            self.held(x) for x in _leaves([arguments, list(options.values())]) if isinstance(x, User | Form)
-        ]
+        given = leaves_of([arguments, list(options.values())])
+        if any(isinstance(x, Value) and not isinstance(x, User | Form) for x in given):
+            return None
+        held = [self.held(x) for x in given if isinstance(x, User | Form)]
         axes = {(user.axis, user.factor) for user in held}
         if len(axes) != 1:
             return None
         axis, factor = axes.pop()
         if not ROW_BY_ROW[node.target](node, axis, held):
             return None
-        at_requests = _mapped(arguments, self.at_requests)
-        result = node.target(*at_requests, **_mapped(dict(options), self.at_requests))
-        return _wrapped(result, lambda tensor: User(tensor, axis, factor), None)
+        single = all(user.single for user in held)
+        result = node.target(*mapped(arguments, self.at_requests), **mapped(dict(options), self.at_requests))
+        if node.target in reasons.PRODUCTS and not single:
+            self._once(node, held)
+        return _rewrapped(result, lambda tensor: User(tensor, axis, factor, single), None)
+
+    def _once(self, node: Call, held: list[User]) -> None:
+        shape = sizes(node)
+        positions = 1
+        for size in [size for size in shape[:-1] if isinstance(size, int)]:
+            positions *= size
+        positions *= held[0].factor
+        width = int(held[0].tensor.shape[-1])
+        self.site(Site(node.name, width, 0, int(shape[-1]), positions, "user_only", width=width))
+
+    def site(self, site: Site) -> None:
+        """Take note of a product that costs less than in the model."""
+        self._sited.add(site.node)
+        self._note(site)
 
     def held(self, value: User | Form) -> User:
         """A value of the user alone as one tensor."""
-        return (
-            value if isinstance(value, User) else User(values.assembled(value, lambda x: x, self._requests))
-        )
+        if isinstance(value, User):
+            return value
+        return User(self._once_made(value, lambda: values.assembled(value, lambda x: x, self.requests)))
 
     def at_requests(self, value: Any) -> Any:
         """A value of the user as a tensor of R rows; others as they are."""
@@ -239,21 +279,41 @@ class Sweep:
             return value.tensor
         if isinstance(value, Count):
             return value.value
+        return self._once_made(value, lambda: self._whole(value)) if isinstance(value, Value) else value
+
+    def _once_made(self, value: Any, make: Callable[[], Tensor]) -> Tensor:
+        """Several operations may need the same tensor; the value is kept, as its id stands for it."""
+        if id(value) not in self._wholes:
+            self._wholes[id(value)] = (value, make())
+        made: Tensor = self._wholes[id(value)][1]
+        return made
+
+    def _whole(self, value: Any) -> Any:
         if isinstance(value, Form):
-            return values.assembled(value, self.spread, self._rows).expand(
-                self._rows, *value.middle, value.width
-            )
-        if isinstance(value, User):
-            return self._repeated(value)
+            whole = values.assembled(value, self.spread, self._rows)
+            return whole.expand(self._rows, *value.middle, value.width)
         if isinstance(value, Normed):
             even = (self.whole(value.form) - value.mean_B1) * value.rstd_B1
             even = even if value.weight is None else even * value.weight
             return even if value.bias is None else even + value.bias
-        return value
+        if isinstance(value, Blocks):
+            return torch.cat([self.whole(part) for part in value.parts], dim=value.axis)
+        if isinstance(value, Tall):
+            return self.whole(value.value).unsqueeze(-1)
+        if isinstance(value, Folded):
+            return self.whole(value.form).flatten(0, -2)
+        return self._repeated(value)
 
     def _repeated(self, user: User) -> Tensor:
+        if user.single:
+            if self._request is None:
+                return user.tensor
+            raise ModelError(
+                "the model repeats the user for the candidates itself, in a way that cannot be told for "
+                "several requests; give it the user's inputs with one row per candidate"
+            )
         shape = user.tensor.shape
-        cut = (*shape[: user.axis], self._requests, user.factor, *shape[user.axis + 1 :])
+        cut = (*shape[: user.axis], self.requests, user.factor, *shape[user.axis + 1 :])
         tensor = user.tensor.reshape(cut).movedim(user.axis, 0)
         rows = self.spread(tensor).expand(self._rows, *tensor.shape[1:])
         return rows.movedim(0, user.axis).flatten(user.axis, user.axis + 1)
@@ -264,137 +324,38 @@ class Sweep:
             return None
         if isinstance(value, Form):
             return value
-        if isinstance(value, Row):
-            return (
-                values.whole(value.tensor, of_user=False)
-                if value.has_rows and _has_columns(value.tensor)
-                else None
-            )
-        if isinstance(value, User) and (value.axis, value.factor) == (0, 1):
-            return values.whole(value.tensor, of_user=True) if _has_columns(value.tensor) else None
+        if isinstance(value, Row) and value.has_rows and _has_columns(value.tensor):
+            return values.whole(value.tensor, of_user=False, mixed=value.mixed)
+        plain = isinstance(value, User) and (value.axis, value.factor, value.single) == (0, 1, False)
+        if plain and _has_columns(value.tensor):
+            return values.whole(value.tensor, of_user=True)
         return None
 
-    def normed_product(self, node: Call, normed: Normed, weight_ND: Tensor, bias_N: Tensor | None) -> Row:
-        """A layer-normalised form times a matrix: mean and deviation are applied to the product.
-
-        With Wg the matrix times the norm's weight: `(x Wg - mean * sum of Wg) * rstd + bias W + b`.
-        """
-        scale, shift = normed.weight, normed.bias
-
-        def bias() -> Tensor:
-            own = weight_ND.new_zeros(weight_ND.shape[0]) if bias_N is None else bias_N
-            return own if shift is None else own + weight_ND @ shift
-
-        graded_ND = weight_ND if scale is None else weight_ND * scale
-        sums_N = self.weight(f"{node.name}_sums", lambda: graded_ND.sum(dim=1))
-        product = self.whole(self.product(node, normed.form, graded_ND, None))
-        even = (product - normed.mean_B1 * sums_N) * normed.rstd_B1
-        return Row(even + self.weight(f"{node.name}_shift", bias))
-
-    def product(self, node: Call, form: Form, weight_ND: Tensor, bias_N: Tensor | None) -> Form:
-        """A form times a matrix, each side on its own."""
-        outputs = weight_ND.shape[0]
-        by_cut: dict[tuple[int, tuple[int, int]], tuple[Atom, list[Term]]] = {}
-        for term in form.terms:
-            by_cut.setdefault((id(term.atom.tensor), term.cut), (term.atom, []))[1].append(term)
-        groups: dict[tuple[bool, tuple[int, ...], tuple[int, ...]], list[tuple[Tensor, list[Term]]]] = {}
-        for (_, cut), (atom, terms) in by_cut.items():
-            apart: tuple[int, ...] = (len(groups),) if self.options.layout == "keep" else ()
-            key = (atom.of_user, apart, tuple(atom.tensor.shape[1:-1]))
-            groups.setdefault(key, []).append((_cut(atom.tensor, cut), terms))
-        bias, offset = bias_N, form.offset
-        if offset is not None:
-            bias = self.weight(f"{node.name}_bias", lambda: _bias(offset, weight_ND, bias_N))
-        terms = []
-        for number, (key, members) in enumerate(sorted(groups.items(), key=lambda group: not group[0][0])):
-            extra = -sum(tensor.shape[-1] for tensor, _ in members) % self.options.pad_to
-            make = partial(_weights, members, weight_ND, extra)
-            weight = self.weight(f"{node.name}_{number}", make, _blocks(members, weight_ND))
-            parts = [tensor for tensor, _ in members]
-            data = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
-            data = torch.nn.functional.pad(data, (0, extra)) if extra else data
-            out = torch.nn.functional.linear(data, weight, bias if number == 0 else None)
-            terms.append(Term(Atom(out, key[0]), 0, (0, outputs)))
-        widths = {
-            side: sum(w[1] - w[0] for (_, w), (a, _) in by_cut.items() if a.of_user is side)
-            for side in (True, False)
-        }
-        positions = 1
-        for size in form.middle:
-            positions *= int(size)
-        self.site(Site(node.name, widths[True], widths[False], outputs, positions))
-        return Form(tuple(terms), form.middle, outputs)
-
-
-def sizes(node: Call) -> tuple[Any, ...]:
-    """Shape of a node's tensor in the model: numbers, and expressions in the number of rows.
-
-    Expressions, not torch's symbols: those may not be compared while another graph is traced.
-    """
-    return tuple(size if isinstance(size, int) else size.node.expr for size in node.meta["val"].shape)
-
-
-def _marked(result: Any, node: Call) -> Any:
-    """Mark a tensor whose first axis is not the rows."""
-    if isinstance(result, Row):
+    def has_rows(self, node: Call) -> bool:
+        """Whether the first axis of a node's tensor is the model's rows, and no other is."""
         shape = sizes(node)
-        return Row(result.tensor, bool(shape) and not isinstance(shape[0], int))
-    return result
+        return (
+            bool(shape) and shape[0] == self.row_symbol and all(isinstance(size, int) for size in shape[1:])
+        )
+
+    def _marked(self, result: Any, node: Call, leaves: list[Any]) -> Any:
+        """Say of a whole tensor whether its first axis is the rows, and where the user came into it."""
+        if isinstance(result, list | tuple):
+            return [self._marked(part, node, leaves) for part in result]
+        if not isinstance(result, Row):
+            return result
+        shape = node.meta["val"] if not isinstance(node.meta["val"], list | tuple) else None
+        rows = result.has_rows if shape is None else self.has_rows(node)
+        return replace(result, has_rows=rows, mixed=result.mixed or reasons.mixture(node, leaves))
 
 
 def _has_columns(tensor: Tensor) -> bool:
     return tensor.ndim >= 2 and tensor.is_floating_point()
 
 
-def _cut(tensor: Tensor, cut: tuple[int, int]) -> Tensor:
-    return tensor if cut == (0, tensor.shape[-1]) else tensor[..., cut[0] : cut[1]]
-
-
-def _weights(members: list[tuple[Tensor, list[Term]]], weight_ND: Tensor, extra: int) -> Tensor:
-    """The columns of a weight that meet each tensor, added up where it stands in several, then zeros."""
-    blocks = []
-    for _, terms in members:
-        cuts = [weight_ND[:, term.start : term.stop] * term.scale for term in terms]
-        blocks.append(torch.stack(cuts).sum(dim=0) if len(cuts) > 1 else cuts[0])
-    whole = torch.cat(blocks, dim=1)
-    return torch.nn.functional.pad(whole, (0, extra)).contiguous()
-
-
-def _blocks(members: list[tuple[Tensor, list[Term]]], weight_ND: Tensor) -> list[Block]:
-    """What of the weight stands unchanged in the one that `_weights` makes."""
-    blocks, column = [], 0
-    for tensor, terms in members:
-        if len(terms) == 1 and not isinstance(terms[0].scale, Tensor) and terms[0].scale == 1.0:
-            blocks.append(Block(weight_ND, terms[0].start, terms[0].stop, 0, column))
-        column += tensor.shape[-1]
-    return blocks
-
-
-def _bias(offset_D: Tensor, weight_ND: Tensor, bias_N: Tensor | None) -> Tensor:
-    product = weight_ND @ offset_D
-    return product if bias_N is None else bias_N + product
-
-
-def _leaves(tree: Any) -> list[Any]:
-    if isinstance(tree, list | tuple):
-        return [leaf for part in tree for leaf in _leaves(part)]
-    return [tree]
-
-
-def _mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
-    if isinstance(tree, list | tuple):
-        return [_mapped(part, function) for part in tree]
-    if isinstance(tree, dict):
-        return {key: _mapped(part, function) for key, part in tree.items()}
-    return function(tree)
-
-
-def _wrapped(result: Any, tensor: Any, number: Any) -> Any:
+def _rewrapped(result: Any, tensor: Any, number: Any) -> Any:
     if isinstance(result, list | tuple):
-        return [_wrapped(part, tensor, number) for part in result]
+        return [_rewrapped(part, tensor, number) for part in result]
     if isinstance(result, Tensor):
         return tensor(result) if tensor else result
     return number(result) if number and result is not None else result
-
-
-ROW_BY_ROW: dict[Any, Callable[[Call, int, list[User]], bool]] = {}

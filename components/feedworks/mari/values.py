@@ -14,22 +14,52 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from feedworks.mari.found import Mixed
+
+
+class Value:
+    """What the sweep computes with; everything else is a constant."""
+
 
 @dataclass(frozen=True, eq=False)
-class User:
+class User(Value):
     """A tensor that depends on the request alone, kept at one row per request.
 
     The model means this tensor with row b taken from the request of row b. Along `axis` it has R * factor
     entries, the entries of a request together.
+
+    `single`: in the model itself there is one row for all candidates, not yet repeated.
     """
 
     tensor: Tensor
     axis: int = 0
     factor: int = 1
+    single: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Row(Value):
+    """A tensor as in the model: it depends on the candidates, or on all rows together.
+
+    `has_rows`: its first axis is the B rows; a mean over the rows, for one, has none.
+    `mixed`: where the user came into it, if it did.
+    """
+
+    tensor: Tensor
+    has_rows: bool = True
+    mixed: Mixed | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Count:
+    """A size that was computed from the number of rows."""
+
+    value: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +67,12 @@ class Atom:
     """A tensor of a form: rows first, R of them for the user's and B for others.
 
     Axes between the rows and the columns may be 1 where the form's are longer.
+    `mixed`: of a candidate's, where the user came into it, if it did.
     """
 
     tensor: Tensor
     of_user: bool
+    mixed: Mixed | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +99,7 @@ class Term:
 
 
 @dataclass(frozen=True, eq=False)
-class Form:
+class Form(Value):
     """The sum of its terms, each in its columns, and of `offset`: a tensor `(B, *middle, width)`.
 
     Args:
@@ -75,12 +107,14 @@ class Form:
         middle: sizes of the axes between rows and columns.
         width: D.
         offset: D constants, or none.
+        helped: what was moved out of the way to keep the parts apart.
     """
 
     terms: tuple[Term, ...]
     middle: tuple[int, ...]
     width: int
     offset: Tensor | None = None
+    helped: frozenset[str] = frozenset()
 
     @property
     def of_user(self) -> bool:
@@ -93,10 +127,21 @@ class Form:
         return len({term.atom.of_user for term in self.terms}) == 2
 
 
-def whole(tensor: Tensor, *, of_user: bool) -> Form:
+def of_user(value: Value) -> bool:
+    """Whether a value has nothing of a candidate."""
+    if isinstance(value, Form):
+        return value.of_user
+    if isinstance(value, Blocks):
+        return all(of_user(part) for part in value.parts)
+    if isinstance(value, Folded):
+        return value.form.of_user
+    return of_user(value.value) if isinstance(value, Tall) else isinstance(value, User)
+
+
+def whole(tensor: Tensor, *, of_user: bool, mixed: Mixed | None = None) -> Form:
     """Make the form of one tensor."""
     width = tensor.shape[-1]
-    term = Term(Atom(tensor, of_user), 0, (0, width))
+    term = Term(Atom(tensor, of_user, mixed), 0, (0, width))
     return Form((term,), tuple(tensor.shape[1:-1]), width)
 
 
@@ -107,7 +152,7 @@ def add(left: Form, right: Form, sign: float = 1.0) -> Form:
     if left.offset is not None and other.offset is not None:
         offset = left.offset + other.offset
     middle = tuple(max(sizes) for sizes in zip(left.middle, right.middle, strict=True))
-    return Form(left.terms + other.terms, middle, left.width, offset)
+    return Form(left.terms + other.terms, middle, left.width, offset, left.helped | right.helped)
 
 
 def scaled(form: Form, by: Tensor | float) -> Form:
@@ -138,7 +183,8 @@ def joined(forms: Sequence[Form]) -> Form:
         if some is not None:
             offsets.append(form.offset if form.offset is not None else some.new_zeros(form.width))
     middle = tuple(max(sizes) for sizes in zip(*(form.middle for form in forms), strict=True))
-    return Form(tuple(terms), middle, start, torch.cat(offsets) if offsets else None)
+    helped = frozenset().union(*(form.helped for form in forms))
+    return Form(tuple(terms), middle, start, torch.cat(offsets) if offsets else None, helped)
 
 
 def columns(form: Form, start: int, stop: int) -> Form:
@@ -153,7 +199,29 @@ def columns(form: Form, start: int, stop: int) -> Form:
                 scale = scale[low - term.start : high - term.start]
             kept.append(Term(term.atom, low - start, (first, first + high - low), scale))
     offset = None if form.offset is None else form.offset[start:stop]
-    return Form(tuple(kept), form.middle, stop - start, offset)
+    return Form(tuple(kept), form.middle, stop - start, offset, form.helped)
+
+
+def helped_by(form: Form, name: str) -> Form:
+    """The form, with what was moved out of the way."""
+    return replace(form, helped=form.helped | {name})
+
+
+def compact(form: Form) -> Form:
+    """Terms of one side that stand in the same columns are added up at their own rows."""
+    groups: dict[tuple[bool, int, int, tuple[int, ...]], list[Term]] = {}
+    for term in form.terms:
+        key = (term.atom.of_user, term.start, term.stop, tuple(term.atom.tensor.shape[1:-1]))
+        groups.setdefault(key, []).append(term)
+    terms = []
+    for (side, start, stop, _), members in groups.items():
+        if len(members) == 1:
+            terms += members
+            continue
+        total = reduce(torch.add, [tensor_of(member) for member in members])
+        mixed = next((member.atom.mixed for member in members if member.atom.mixed), None)
+        terms.append(Term(Atom(total, side, mixed), start, (0, stop - start)))
+    return replace(form, terms=tuple(terms))
 
 
 def tiles(form: Form) -> bool:
@@ -172,7 +240,7 @@ def pieces(form: Form) -> list[Term]:
 
 
 @dataclass(frozen=True, eq=False)
-class Normed:
+class Normed(Value):
     """A layer-normalised form: `(form - mean) * rstd * weight + bias` over the columns.
 
     `mean_B1` and `rstd_B1` are `(B, *middle, 1)`; weight and bias have D numbers.
@@ -183,6 +251,37 @@ class Normed:
     rstd_B1: Tensor
     weight: Tensor | None
     bias: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks(Value):
+    """A concatenation of values along an axis between the rows and the columns, or of numbers of fields.
+
+    Args:
+        parts: of `rank` axes; each has its own side.
+        axis: 1 to below `rank`.
+        lengths: of the parts along it.
+        rank: number of axes.
+    """
+
+    parts: tuple[Value, ...]
+    axis: int
+    lengths: tuple[int, ...]
+    rank: int
+
+
+@dataclass(frozen=True, eq=False)
+class Tall(Value):
+    """A value `(B, D)` that the model holds as `(B, D, 1)`."""
+
+    value: Value
+
+
+@dataclass(frozen=True, eq=False)
+class Folded(Value):
+    """A form `(B, *middle, D)` that the model holds as `(B * middle, D)`."""
+
+    form: Form
 
 
 def moments(form: Form, spread: Callable[[Tensor], Tensor], epsilon: float) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,141 @@
+"""MaRI (arXiv 2602.23105): why a product could not be cut, in the words of a ranking engineer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from feedworks.mari.calls import Call, leaves_of, sizes
+from feedworks.mari.found import Mixed, Refusal, Why
+from feedworks.mari.values import Blocks, Folded, Form, Normed, Row, Tall, User, Value, of_user
+
+aten = torch.ops.aten
+PRODUCTS = {
+    aten.linear.default, aten.addmm.default, aten.mm.default, aten.bmm.default, aten.matmul.default,
+    aten.baddbmm.default, aten.einsum.default, aten.tensordot.default,
+}  # fmt: skip
+_TWO = {"mul", "div", "outer", "addcmul"}
+_COMPARED = {"maximum", "minimum", "where", "eq", "ne", "lt", "gt", "ge", "le", "logical_and", "masked_fill"}
+_ATTENTION = {"scaled_dot_product_attention", "bmm", "matmul", "mm", "einsum", "baddbmm"}
+# Place of the axis or axes among the arguments, of operations in which entries along an axis meet.
+_AXES = {
+    "softmax": 1, "log_softmax": 1, "cumsum": 1, "sum": 1, "mean": 1, "amax": 1, "amin": 1, "max": 1,
+    "min": 1, "var": 1, "std": 1, "argmax": 1, "sort": 1, "topk": 2, "flip": 1,
+    "linalg_vector_norm": 2, "cumprod": 1,
+    "prod": 1, "logsumexp": 1,
+}  # fmt: skip
+_NORMS = {"layer_norm", "group_norm", "rms_norm", "native_layer_norm", "cosine_similarity", "linear", "glu"}
+
+
+def refusal(node: Call, arguments: Sequence[Any]) -> Refusal | None:
+    """Why a product that was not cut stays whole; None if what it reads has not both user and candidate.
+
+    Args:
+        node: of the exported graph, one of `PRODUCTS`.
+        arguments: the values that it was given.
+    """
+    data = [x for x in leaves_of(list(arguments)) if isinstance(x, Value)]
+    found = [mixed for mixed in map(mixed_of, data) if mixed is not None]
+    if not found:
+        return None
+    if len(data) > 1 and node.target not in (aten.addmm.default, aten.baddbmm.default):
+        name = "both factors are" if node.target not in (aten.linear.default,) else "its weight is"
+        return Refusal(node.name, f"{name} computed from the inputs", "weight", node.name)
+    first = found[0]
+    if first.node:
+        return Refusal(node.name, first.reason, first.kind, first.node)
+    return Refusal(node.name, f"no rule for a {operation(node)} of this shape", "shape", node.name)
+
+
+def mixed_of(value: Any) -> Mixed | None:
+    """Where user and candidate came together in a value; with an empty node if they still stand apart."""
+    if isinstance(value, Row):
+        return value.mixed
+    if isinstance(value, Form):
+        apart = Mixed("", "shape", "") if value.mixed else None
+        return apart or next((t.atom.mixed for t in value.terms if t.atom.mixed is not None), None)
+    if isinstance(value, Normed):
+        return mixed_of(value.form)
+    if isinstance(value, Blocks):
+        sides = {of_user(part) for part in value.parts}
+        inside = [mixed_of(part) for part in value.parts]
+        return Mixed("", "shape", "") if len(sides) == 2 else next((m for m in inside if m), None)
+    if isinstance(value, Tall):
+        return mixed_of(value.value)
+    return mixed_of(value.form) if isinstance(value, Folded) else None
+
+
+def mixture(node: Call, leaves: Sequence[Any]) -> Mixed | None:
+    """Where the user came into a whole tensor that an operation made of values."""
+    data = [x for x in leaves if isinstance(x, Value)]
+    already = [mixed for mixed in map(mixed_of, data) if mixed is not None and mixed.node]
+    if already:
+        return already[0]
+    users = any(isinstance(x, User) or of_user(x) for x in data)
+    together = any(mixed_of(x) is not None for x in data)
+    if together or (users and any(not of_user(x) for x in data)):
+        return _reason(node)
+    if users and _axis_of_rows(node):
+        return _met_over(node, "rows")
+    return (
+        Mixed(node.name, "no rule", f"no rule keeps {operation(node)} at one row per request ({node.name})")
+        if users
+        else None
+    )
+
+
+def operation(node: Call) -> str:
+    """Name of a node's operation without library and overload."""
+    return str(node.target).removeprefix("aten.").split(".")[0].lstrip("_")
+
+
+def _reason(node: Call) -> Mixed:
+    name = operation(node)
+    at = f"{name} at {node.name}" if name != node.name else name
+    if name in _AXES and _axis_of_rows(node):
+        return _met_over(node, "rows")
+    if name in _AXES or name in _NORMS:
+        return _met_over(node, "columns")
+    kinds: dict[str, tuple[Why, str]] = {
+        **dict.fromkeys(_TWO, ("multiplication", "after numbers of user and candidate were multiplied")),
+        **dict.fromkeys(_COMPARED, ("non-linearity", "after numbers of user and candidate were compared")),
+        **dict.fromkeys(_ATTENTION, ("attention", "after attention between user and candidate")),
+        **dict.fromkeys(("add", "sub"), ("shape", "after user and candidate were added in different shapes")),
+    }
+    if name in kinds:
+        kind, said = kinds[name]
+        return Mixed(node.name, kind, f"{said} ({at})")
+    if name in _NON_LINEAR:
+        said = f"after a non-linearity over numbers of user and candidate together ({at})"
+        return Mixed(node.name, "non-linearity", said)
+    return Mixed(node.name, "no rule", f"no rule keeps user and candidate apart through {at}")
+
+
+def _met_over(node: Call, over: Why) -> Mixed:
+    name = operation(node)
+    if over == "rows":
+        return Mixed(node.name, "rows", f"depends on several rows ({name} over the rows at {node.name})")
+    said = f"columns of user and candidate meet in {name} over the columns ({node.name})"
+    return Mixed(node.name, "columns", said)
+
+
+def _axis_of_rows(node: Call) -> bool:
+    """Whether an operation along axes, such as a sum, is along that of the rows."""
+    place = _AXES.get(operation(node))
+    if place is None:
+        return False
+    rank = len(sizes(node.args[0]))
+    axes = node.args[place] if len(node.args) > place else node.kwargs.get("dim")
+    axes = [axes] if isinstance(axes, int) else list(axes or range(rank))
+    return any(not isinstance(sizes(node.args[0])[axis], int) for axis in axes)
+
+
+_NON_LINEAR = {
+    "relu", "sigmoid", "tanh", "gelu", "silu", "elu", "leaky_relu", "exp", "log", "log1p", "abs", "sqrt",
+    "rsqrt", "sign", "softplus", "hardtanh", "clamp", "clamp_min", "clamp_max", "pow", "hardsigmoid",
+    "hardswish",
+    "reciprocal", "mish", "erf", "sin", "cos", "square", "prelu", "selu", "celu",
+    "relu6", "logit", "round", "floor",
+}  # fmt: skip

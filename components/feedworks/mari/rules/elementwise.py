@@ -1,0 +1,187 @@
+"""MaRI (arXiv 2602.23105): what works number by number, on parts that stand apart.
+
+Shape legend: B rows, D columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from feedworks.mari import values
+from feedworks.mari.calls import Call, sizes
+from feedworks.mari.rules.tables import LIKE, PAIRWISE, POINTWISE, SAME, count, numbers, rank
+from feedworks.mari.sweep import Sweep, rule
+from feedworks.mari.values import Blocks, Count, Form, Row, Term, User, Value
+
+aten = torch.ops.aten
+_ALGEBRA = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
+
+
+@rule(*SAME)
+def _same(sweep: Sweep, node: Call, arguments: list[Any]) -> Any:
+    return arguments[0]
+
+
+@rule(*POINTWISE)
+def _pointwise(sweep: Sweep, node: Call, arguments: list[Any]) -> Form | None:
+    form = arguments[0]
+    return (
+        _on_pieces(node, form, arguments[1:], {}) if isinstance(form, Form) and values.tiles(form) else None
+    )
+
+
+@rule(aten.prelu.default)
+def _prelu(sweep: Sweep, node: Call, arguments: list[Any]) -> Form | None:
+    form, slope = arguments
+    plain = isinstance(form, Form) and isinstance(slope, Tensor) and slope.numel() == 1
+    return _on_pieces(node, form, [slope], {}) if plain and values.tiles(form) else None
+
+
+@rule(aten._to_copy.default, options=True)
+def _to_copy(sweep: Sweep, node: Call, arguments: list[Any]) -> Form | Blocks | None:
+    form, kind = arguments[0], node.kwargs.get("dtype")
+    if not isinstance(form, Form) or not values.tiles(form) or kind is None or len(form.terms) < 2:
+        return None
+    if kind.is_floating_point:
+        return _on_pieces(node, form, [], node.kwargs)
+    parts = [node.target(_piece(form, term), **node.kwargs) for term in values.pieces(form)]
+    kinds = [
+        User(part) if term.atom.of_user else Row(part, mixed=term.atom.mixed)
+        for part, term in zip(parts, values.pieces(form), strict=True)
+    ]
+    lengths = tuple(term.width for term in values.pieces(form))
+    whole = all(tuple(part.shape[1:-1]) == form.middle for part in parts)
+    return Blocks(tuple(kinds), rank(node) - 1, lengths, rank(node)) if whole else None
+
+
+def _on_pieces(node: Call, form: Form, rest: list[Any], options: Any) -> Form:
+    parts = []
+    for term in values.pieces(form):
+        made = node.target(_piece(form, term), *rest, **options)
+        parts.append(values.whole(made, of_user=term.atom.of_user, mixed=term.atom.mixed))
+    return replace(values.joined(parts), middle=form.middle, helped=form.helped | {"pointwise"})
+
+
+def _piece(form: Form, term: Term) -> Tensor:
+    tensor = values.tensor_of(term)
+    return tensor if form.offset is None else tensor + form.offset[term.start : term.stop]
+
+
+@rule(aten.add.Tensor, aten.sub.Tensor)
+def _sum(sweep: Sweep, node: Call, arguments: list[Any]) -> Any:
+    left, right = arguments
+    sign = 1.0 if node.target == aten.add.Tensor else -1.0
+    if is_constant(left) and isinstance(right, Form):
+        return _shift(values.scaled(right, sign), left, 1.0)
+    if is_constant(right) and isinstance(left, Form):
+        return _shift(left, right, sign)
+    first, second = sweep.form(left), sweep.form(right)
+    if first is None or second is None or not _alike(first, second):
+        return _broadcast(sweep, node, arguments)
+    total = values.add(first, second, sign)
+    return total if total.mixed or lazy(total) else None
+
+
+def _alike(left: Form, right: Form) -> bool:
+    return left.width == right.width and len(left.middle) == len(right.middle)
+
+
+def lazy(form: Form) -> bool:
+    """Whether an atom is shorter than the form in the middle, so that products with it are cheaper apart."""
+    return any(tuple(term.atom.tensor.shape[1:-1]) != form.middle for term in form.terms)
+
+
+def is_constant(value: Any) -> bool:
+    """Whether a value is the same for all rows and requests."""
+    return isinstance(value, Tensor | int | float)
+
+
+def _shift(form: Form, by: Any, sign: float) -> Form | None:
+    entries = per_column(form, by)
+    return None if entries is None else values.shifted(form, entries * sign)
+
+
+def per_column(form: Form, by: Any) -> Tensor | None:
+    """D numbers for a constant that is the same in all rows, None for others."""
+    like = form.terms[0].atom.tensor
+    if not isinstance(by, Tensor):
+        return like.new_full((form.width,), by)
+    if by.numel() not in (1, form.width) or (by.ndim and by.shape[-1] != by.numel()):
+        return None
+    if by.ndim > len(form.middle) + 2 or by.dtype != like.dtype:
+        return None
+    return by.reshape(-1).expand(form.width)
+
+
+@rule(aten.mul.Tensor, aten.div.Tensor)
+def _product(sweep: Sweep, node: Call, arguments: list[Any]) -> Any:
+    left, right = arguments
+    divided = node.target == aten.div.Tensor
+    if is_constant(left) and isinstance(right, Form) and not divided:
+        left, right = right, left
+    if isinstance(left, Form) and is_constant(right):
+        by = right if not isinstance(right, Tensor) else per_column(left, right)
+        if by is None:
+            return None
+        return values.scaled(left, 1 / by if divided else by)
+    if isinstance(left, Form) and isinstance(right, Form):
+        found = _piece_by_piece(node, left, right)
+        if found is not None:
+            return found
+    return _broadcast(sweep, node, arguments)
+
+
+def _piece_by_piece(node: Call, left: Form, right: Form) -> Form | None:
+    """Two concatenations of the same parts: each part with its own."""
+    if not (values.tiles(left) and values.tiles(right) and _alike(left, right)):
+        return None
+    pairs = list(zip(values.pieces(left), values.pieces(right), strict=False))
+    if len(left.terms) != len(right.terms) or left.middle != right.middle:
+        return None
+    if any(a.start != b.start or a.atom.of_user is not b.atom.of_user for a, b in pairs):
+        return None
+    parts = [
+        values.whole(
+            node.target(_piece(left, a), _piece(right, b)),
+            of_user=a.atom.of_user,
+            mixed=a.atom.mixed or b.atom.mixed,
+        )
+        for a, b in pairs
+    ]
+    helped = left.helped | right.helped | {"pointwise"}
+    return replace(values.joined(parts), middle=left.middle, helped=helped)
+
+
+@rule(*(op for op in PAIRWISE if op not in _ALGEBRA))
+def _pair(sweep: Sweep, node: Call, arguments: list[Any]) -> Any:
+    return _broadcast(sweep, node, arguments)
+
+
+def _broadcast(sweep: Sweep, node: Call, arguments: list[Any]) -> Row | None:
+    """User and candidate meet number by number: with one request nothing is repeated."""
+    data = [x for x in arguments if isinstance(x, Value)]
+    has_rows = [x for x in data if not values.of_user(x)]
+    users = [x for x in data if isinstance(x, User)]
+    if not has_rows or not users or any(isinstance(x, Count) for x in arguments):
+        return None
+    if any(user.tensor.ndim != rank(node) for user in users) or not sweep.has_rows(node):
+        return None
+    return Row(node.target(*(sweep.broadcast(x) for x in arguments)))
+
+
+@rule(*LIKE, options=True)
+def _like(sweep: Sweep, node: Call, arguments: list[Any]) -> User | None:
+    """Zeros in the shape of a candidate's tensor are the same for all candidates."""
+    shape = sizes(node)
+    if not isinstance(arguments[0], Row | Form) or not sweep.has_rows(node) or count(shape[1:]) == 0:
+        return None
+    tensor = sweep.whole(arguments[0]) if isinstance(arguments[0], Row) else arguments[0].terms[0].atom.tensor
+    if not numbers(shape[1:]) or node.kwargs.get("dtype") or node.kwargs.get("layout"):
+        return None
+    fill = {aten.zeros_like.default: 0, aten.ones_like.default: 1}.get(node.target)
+    fill = arguments[1] if fill is None else fill
+    return User(tensor.new_full((sweep.requests, *shape[1:]), fill)) if is_constant(fill) else None
