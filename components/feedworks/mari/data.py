@@ -1,0 +1,146 @@
+"""MaRI (arXiv 2602.23105): rows of a ranking data folder as the tensors that a ranker takes.
+
+Shape legend: B rows, U and I fields of user and item, L places of the history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from feedworks.contracts.files import read_table
+from feedworks.contracts.ranking import LABEL, Field, RankingFields, read_fields
+from feedworks.errors import DataError
+from feedworks.mari.schema import ModelInput, RankerSchema
+from feedworks.training.seed import numpy_generator
+
+Split = Literal["train", "valid", "test"]
+IntArray = npt.NDArray[np.int64]
+INPUTS = ("user", "item", "history")
+
+
+class Rows(NamedTuple):
+    """Candidates with their labels.
+
+    Attributes:
+        label_B: float32, 0 or 1.
+        user_BU: int64 ids of the user's and the request's fields.
+        item_BI: int64 ids of the item's fields.
+        history_BL: int64, ids of the item's first field plus 1, 0 for an empty place; None without a history.
+    """
+
+    label_B: Tensor
+    user_BU: Tensor
+    item_BI: Tensor
+    history_BL: Tensor | None
+
+    def inputs(self, schema: RankerSchema) -> list[Tensor]:
+        """What a model of this schema takes, in its order.
+
+        Raises:
+            DataError: the schema has an input that a ranking data folder does not give.
+        """
+        given = dict(zip(INPUTS, (self.user_BU, self.item_BI, self.history_BL), strict=True))
+        tensors = [given.get(each.name) for each in schema.inputs]
+        if lacking := [e.name for e, t in zip(schema.inputs, tensors, strict=True) if t is None]:
+            raise DataError(f"the data have no input {lacking[0]!r}; they give {', '.join(INPUTS)}")
+        return [tensor for tensor in tensors if tensor is not None]
+
+    def chosen(self, rows: IntArray | slice) -> Rows:
+        """Some of the rows."""
+        at = rows if isinstance(rows, slice) else torch.from_numpy(rows)
+        history = None if self.history_BL is None else self.history_BL[at]
+        return Rows(self.label_B[at], self.user_BU[at], self.item_BI[at], history)
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return len(self.label_B)
+
+
+class ShuffledBatches(Sequence[Rows]):
+    """The batches of one epoch in an order of its own, each built when it is asked for."""
+
+    def __init__(self, rows: Rows, batch_size: int, order: IntArray) -> None:
+        self._rows, self._batch_size, self._order = rows, batch_size, order
+
+    def __len__(self) -> int:
+        """Number of batches; the last may be smaller."""
+        return -(-len(self._order) // self._batch_size)
+
+    def __getitem__(self, index: int) -> Rows:  # type: ignore[override]
+        """The batch with this number; slices are not asked for."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        start = index * self._batch_size
+        return self._rows.chosen(self._order[start : start + self._batch_size])
+
+
+def schema_of(fields: RankingFields, *, history: bool, max_candidates: int = 10_000) -> RankerSchema:
+    """Inputs `user`, `item` and, if asked for, `history`, with their fields and sizes.
+
+    Args:
+        fields: of the data folder.
+        history: whether the model takes the user's history, if the folder has one.
+        max_candidates: of one request.
+
+    Raises:
+        DataError: the history is not of the item's first field.
+    """
+    inputs = [_input("user", "user", fields.of_user), _input("item", "item", fields.of_item)]
+    if history and fields.history:
+        first = fields.of_item[0].name
+        if other := [field.name for field in fields.history if field.history_of != first]:
+            raise DataError(f"field {other[0]}: a history must be of the item's first field {first}")
+        inputs.append(_input("history", "user", fields.history))
+    return RankerSchema(inputs=tuple(inputs), max_candidates=max_candidates)
+
+
+def read_rows(folder: Path, split: Split) -> Rows:
+    """Read one split of a ranking data folder, which must have passed the gate.
+
+    Raises:
+        DataError: a file is missing or cannot be read.
+    """
+    fields = read_fields(folder)
+    contract = next(table for table in fields.tables() if table.name == split)
+    table = read_table(contract, folder)
+    history = fields.history
+    return Rows(
+        torch.from_numpy(table[LABEL].to_numpy().astype(np.float32)),
+        _ids(table, fields.of_user),
+        _ids(table, fields.of_item),
+        _ids(table, history) if history else None,
+    )
+
+
+def shuffled(rows: Rows, batch_size: int, seed: int) -> Callable[[int], ShuffledBatches]:
+    """Batches of each epoch, for `feedworks.training.loop.fit`."""
+
+    def batches(epoch: int) -> ShuffledBatches:
+        order = numpy_generator(seed, "rows", epoch).permutation(rows.num_rows)
+        return ShuffledBatches(rows, batch_size, order)
+
+    return batches
+
+
+def _input(name: str, side: Literal["user", "item"], fields: Sequence[Field]) -> ModelInput:
+    return ModelInput(
+        name=name,
+        side=side,
+        dtype="int64",
+        shape=(len(fields),),
+        fields=tuple(field.name for field in fields),
+        sizes=tuple(field.size for field in fields),
+    )
+
+
+def _ids(table: pa.Table, fields: Sequence[Field]) -> Tensor:
+    return torch.from_numpy(np.stack([table[field.name].to_numpy() for field in fields], axis=1))

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from feedworks.contracts.ranking import Field, RankingFields, read_fields
+from feedworks.contracts.synthetic_ranking import write_synthetic_ranking
+from feedworks.errors import DataError
+from feedworks.mari.data import Rows, read_rows, schema_of, shuffled
+from feedworks.mari.schema import ModelInput, RankerSchema
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("ranking")
+    return write_synthetic_ranking(out, num_users=40, num_items=30, num_rows=500)
+
+
+def test_the_schema_has_the_sides_fields_and_sizes_of_the_folder(folder):
+    fields = read_fields(folder)
+    schema = schema_of(fields, history=True, max_candidates=77)
+    user, item, history = schema.inputs
+    assert schema.sides == {"user": "user", "item": "item", "history": "user"}
+    assert (user.fields, user.sizes) == (("user", "segment", "hour", "device"), (40, 2, 24, 3))
+    assert (item.fields, item.sizes) == (("item", "category", "price"), (30, 12, 5))
+    assert (history.shape, set(history.sizes)) == ((8,), {31})
+    assert {each.dtype for each in schema.inputs} == {"int64"}
+    assert schema.max_candidates == 77
+    assert list(schema_of(fields, history=False).sides) == ["user", "item"]
+
+
+def test_a_history_of_another_field_than_the_first_is_refused():
+    fields = RankingFields(
+        fields=(
+            Field(name="user", side="user", size=3),
+            Field(name="item", side="item", size=3),
+            Field(name="shop", side="item", size=3),
+            Field(name="last", side="user", size=4, history_of="shop"),
+        )
+    )
+    with pytest.raises(DataError, match="field last: a history must be of the item's first field item"):
+        schema_of(fields, history=True)
+    assert list(schema_of(fields, history=False).sides) == ["user", "item"]
+
+
+def test_rows_are_those_of_the_file(folder):
+    rows, fields = read_rows(folder, "train"), read_fields(folder)
+    schema = schema_of(fields, history=True)
+    assert rows.num_rows == 500
+    assert rows.label_B.dtype == torch.float32
+    assert set(rows.label_B.tolist()) == {0, 1}
+    for tensor, each in zip(rows.inputs(schema), schema.inputs, strict=True):
+        assert tensor.dtype == torch.int64
+        assert tensor.shape == (500, *each.shape)
+        assert (tensor < torch.tensor(each.sizes)).all()
+    assert read_rows(folder, "test").num_rows == 100
+
+
+def test_an_input_that_the_data_lack_is_refused(folder):
+    rows = read_rows(folder, "valid")
+    price = ModelInput(name="price", side="item")
+    with pytest.raises(DataError, match="the data have no input 'price'; they give user, item, history"):
+        rows.inputs(RankerSchema(inputs=(price,)))
+    plain = Rows(rows.label_B, rows.user_BU, rows.item_BI, None)
+    with pytest.raises(DataError, match="no input 'history'"):
+        plain.inputs(schema_of(read_fields(folder), history=True))
+
+
+def test_an_epoch_has_every_row_once_in_an_order_of_its_own(folder):
+    rows = read_rows(folder, "train")
+    numbered = Rows(torch.arange(500.0), rows.user_BU, rows.item_BI, rows.history_BL)
+    batches = shuffled(numbered, 64, seed=3)
+    epochs = [torch.cat([batch.label_B for batch in batches(epoch)]).int().tolist() for epoch in (0, 0, 1)]
+    assert all(sorted(seen) == list(range(500)) for seen in epochs)
+    assert epochs[0] == epochs[1] != epochs[2]
+    assert [batch.num_rows for batch in batches(0)] == [64] * 7 + [52]
+    one = batches(0)[2]
+    picked = one.label_B.long()
+    assert torch.equal(one.user_BU, rows.user_BU[picked])
+    assert torch.equal(one.history_BL, rows.history_BL[picked])
+    with pytest.raises(IndexError):
+        batches(0)[8]
