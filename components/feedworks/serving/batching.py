@@ -3,6 +3,9 @@
 An idle model answers a single request at once, a busy one gets batches that grow with the load. BentoML's
 own dispatcher polls every millisecond, keeps one batch in flight and answers 503 where its estimate of the
 latency passes a limit; this one refuses only when its queue is full.
+
+The model computes in a thread of its own, or, where a batch takes less than the way to a thread and back
+costs, on the event loop itself: requests that come meanwhile wait in their sockets.
 """
 
 from __future__ import annotations
@@ -24,13 +27,15 @@ class OverloadedError(FeedworksError):
 
 
 class MicroBatcher(Generic[Query, Answer]):
-    """Answers single requests through a function that answers many; one thread runs that function.
+    """Answers single requests through a function that answers many, one batch at a time.
 
     Args:
         answer: called with 1 to `max_batch` requests in the order of arrival; returns as many answers.
         max_batch: largest batch.
         max_waiting: requests that may wait; further ones are refused.
         observe: told the size of every batch, e.g. a histogram's `observe`.
+        in_thread: False runs `answer` on the event loop, which then does nothing else: for batches of
+            a few milliseconds at most.
     """
 
     def __init__(
@@ -40,13 +45,14 @@ class MicroBatcher(Generic[Query, Answer]):
         max_batch: int = 32,
         max_waiting: int = 1024,
         observe: Callable[[float], None] | None = None,
+        in_thread: bool = True,
     ) -> None:
         self._answer = answer
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._observe = observe
         self._waiting: deque[tuple[Query, asyncio.Future[Answer]]] = deque()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model") if in_thread else None
         self._draining: asyncio.Task[None] | None = None
 
     async def submit(self, query: Query) -> Answer:
@@ -67,18 +73,24 @@ class MicroBatcher(Generic[Query, Answer]):
 
     def close(self) -> None:
         """End the thread; requests that still wait get an error."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
         while batch := self._take():
             queries = [query for query, _ in batch]
             try:
-                outcomes = await loop.run_in_executor(self._thread, self._outcomes, queries)
+                if self._thread is None:
+                    outcomes = self._outcomes(queries)
+                else:
+                    outcomes = await loop.run_in_executor(self._thread, self._outcomes, queries)
             except Exception as error:  # the thread is gone: an error now, instead of a wait without end
                 outcomes = [error] * len(batch)
             for (_, future), outcome in zip(batch, outcomes, strict=True):
                 _settle(future, outcome)
+            if self._thread is None:
+                await asyncio.sleep(0)  # the answers go out, and what came meanwhile comes in
 
     def _take(self) -> list[tuple[Query, asyncio.Future[Answer]]]:
         """The next batch; requests whose client is gone are left out."""

@@ -1,0 +1,132 @@
+"""MaRI (arXiv 2602.23105): the service, POST /score and POST /raw/score.
+
+The model is the folder in $FEEDWORKS_MODEL_DIR, else `mari:latest` of the BentoML model store.
+$FEEDWORKS_WORKERS processes answer, each with $OMP_NUM_THREADS threads of torch; both default to 1.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import bentoml
+import numpy as np
+import torch
+from bentoml.exceptions import BentoMLException, InvalidArgument, ServiceUnavailable
+from pydantic import BaseModel, ConfigDict, Field
+
+from feedworks.errors import FeedworksError
+from feedworks.mari.request import Request, RequestError
+from feedworks.mari.scorer import MAX_ROWS, Scorer
+from feedworks.mari.scoring import Scoring, ScoringApp
+from feedworks.serving.ahead import Ahead
+from feedworks.serving.batching import OverloadedError
+from feedworks.serving.limits import App
+
+MODEL_DIR = "FEEDWORKS_MODEL_DIR"
+MODEL_TAG = "mari:latest"
+NUM_WORKERS = int(os.environ.get("FEEDWORKS_WORKERS", "1"))
+NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
+# Longer calls would keep health checks and the sockets of other clients waiting.
+INLINE_WITHIN_S = 0.02
+
+
+class Query(BaseModel):
+    """One user and the candidates to score; GET /schema says which inputs there are."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    user: dict[str, Any] = Field(description="values of each input of the user's side, by name")
+    candidates: dict[str, Any] = Field(
+        description="of each other input a list with the values of each candidate, by name"
+    )
+
+
+class Scored(BaseModel):
+    """Scores in the order of the candidates."""
+
+    scores: list[float] | dict[str, list[float]] = Field(
+        description="one per candidate; by output where the model has several"
+    )
+    model_tag: str
+
+
+@bentoml.service(workers=NUM_WORKERS, logging={"access": {"enabled": False}})
+class MariService:
+    """Scores candidates for a user by a re-parameterised ranking model.
+
+    Machines use POST /raw/score with the bytes of `feedworks.mari.wire`, which takes a tenth of the time.
+    """
+
+    if MODEL_DIR not in os.environ:
+        stored_model = bentoml.models.BentoModel(MODEL_TAG)
+
+    @bentoml.on_deployment
+    @staticmethod
+    def check_model() -> None:
+        """End the server with one line if the model cannot be loaded; it would restart workers for ever."""
+        if MODEL_DIR in os.environ:
+            try:
+                Scorer.load(Path(os.environ[MODEL_DIR]))
+            except FeedworksError as error:
+                raise SystemExit(f"Error: model {os.environ[MODEL_DIR]}: {error}") from None
+
+    def __init__(self) -> None:
+        torch.set_num_threads(NUM_THREADS)
+        scorer = Scorer.load(Path(os.environ.get(MODEL_DIR) or self.stored_model.path))
+        self.scoring = Scoring(scorer, in_thread=_full_call_s(scorer) > INLINE_WITHIN_S)
+        logging.getLogger("bentoml._internal.server.http_app").addFilter(_is_our_fault)
+        gc.collect()
+        gc.freeze()  # one full collection with torch loaded takes up to 250 ms; now it skips what is loaded
+
+    @bentoml.api
+    async def score(self, query: Query, /) -> Scored:
+        """Score candidates, in the order in which they came."""
+        try:
+            request = self.scoring.reader.from_json(query.model_dump_json().encode())
+            return Scored(**self.scoring.named(await self.scoring.score(request)))
+        except RequestError as error:
+            raise InvalidArgument(str(error)) from None
+        except OverloadedError as error:
+            raise ServiceUnavailable(str(error)) from None
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        """End the model's thread, if it has one."""
+        self.scoring.close()
+
+
+def front(app: App) -> ScoringApp:
+    """The paths of `feedworks.mari.scoring` ahead of the framework's, by the service of this process."""
+    return ScoringApp(app, lambda: bentoml.get_current_service().scoring)
+
+
+# The decorator is typed as if it returned the class.
+_service: Any = MariService
+_service.add_asgi_middleware(Ahead, front=front)
+
+
+def _full_call_s(scorer: Scorer) -> float:
+    """Seconds of the longest call, which also makes the memory of the first requests."""
+    rows = min(MAX_ROWS, scorer.schema.max_candidates)
+    arrays = tuple(
+        np.zeros(each.shape if each.of_user else (rows, *each.shape), each.dtype)
+        for each in scorer.schema.inputs
+    )
+    request = Request(arrays, rows)
+    found = []
+    for _ in range(3):
+        start_s = time.perf_counter()
+        scorer.score([request.arrays])
+        found.append(time.perf_counter() - start_s)
+    return min(found)
+
+
+def _is_our_fault(record: logging.LogRecord) -> bool:
+    """Keep traces of bad requests, which the framework logs as errors, out of the log."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, BentoMLException) and error.error_code < 500)
