@@ -130,12 +130,34 @@ def test_a_model_that_loses_an_answer_is_an_error_for_the_request_alone() -> Non
         asyncio.run(run())
 
 
-def test_random_load() -> None:
+def test_on_the_event_loop_what_comes_together_is_one_batch_and_others_get_their_turn() -> None:
+    model, turns = Doubler(), []
+
+    async def neighbour() -> None:
+        for _ in range(20):
+            turns.append(len(model.batches))
+            await asyncio.sleep(0)
+
+    async def run() -> list[int]:
+        batcher = MicroBatcher(model, max_batch=4, in_thread=False)
+        other = asyncio.create_task(neighbour())
+        found = await asyncio.gather(*(batcher.submit(number) for number in range(10)))
+        await other
+        batcher.close()
+        return found
+
+    assert asyncio.run(run()) == list(range(0, 20, 2))
+    assert model.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert {1, 2} <= set(turns)
+
+
+@pytest.mark.parametrize("in_thread", [True, False])
+def test_random_load(in_thread: bool) -> None:
     """Many clients, some of them bad or cancelled: everybody gets the own answer."""
     model = Doubler()
 
     async def run() -> None:
-        batcher = MicroBatcher(model, max_batch=8)
+        batcher = MicroBatcher(model, max_batch=8, in_thread=in_thread)
 
         async def client(number: int) -> None:
             for step in range(20):

@@ -57,3 +57,11 @@ def test_a_client_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(limits, "LINGER_S", 0.2)
     (answer,) = asyncio.run(served(HEAD % b"application/json" + b"Content-Length: 5000\r\n\r\nx"))
     assert answer.startswith(b"HTTP/1.1 413")
+
+
+def test_a_body_that_comes_slowly_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LINGER_S", 0.2)
+    monkeypatch.setattr(limits.JsonLimits.__init__, "__defaults__", (0.2,))
+    (answer,) = asyncio.run(served(HEAD % b"application/json" + b"Content-Length: 500\r\n\r\nx"))
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"did not come whole within 0.2 s" in answer
