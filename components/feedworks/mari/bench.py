@@ -17,13 +17,23 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from feedworks.mari import flops
-from feedworks.mari.paradigms import FRAGMENTED, MARI, UOI, VANI, Scorer, scorers, twins
+from feedworks.mari.paradigms import (
+    FRAGMENTED,
+    MARI,
+    PLAIN,
+    UOI,
+    UOI_KERNELS,
+    VANI,
+    Scorer,
+    scorers,
+    twins,
+)
 from feedworks.mari.samples import export_ranker, one_request
 from feedworks.mari.schema import ModelInput, RankerSchema, Side
 from feedworks.metrics.latency import Timing, device_label, interleave, json_rows, print_rows
 from feedworks.nn import rankers
 
-SHAPES = ("2000,4000,400,256", "1000,512,128,256", "500,1024,64,512", "4000,1000,100,128")
+SHAPES = ("2000,4000,400,256", "1000,512,128,256", "2000,4000,500,512", "4096,1024,64,256")
 ROWS = (1, 100, 500, 2000, 10_000)
 # Scores are of size 1; sums of some thousand float32 numbers in another order differ by this at most.
 _MOST_ERROR = 1e-4
@@ -60,7 +70,9 @@ def layer(
         sizes = {"B": rows, "Du": user, "Dr": other, "N": outputs}
         together, apart = _one_block(user, other), _apart(user, other, blocks)
         model = _Layer(user + other, outputs).eval()
-        modules = _modules(export_ranker(model, together), together, (VANI, UOI, MARI), compiled)
+        modules = _modules(
+            export_ranker(model, together), together, (VANI, UOI, UOI_KERNELS, PLAIN, MARI), compiled
+        )
         calls = _calls(modules, one_request(together, rows))
         modules = _modules(export_ranker(model, apart), apart, (FRAGMENTED,), compiled=False)
         calls |= _calls(modules, one_request(apart, rows))
@@ -99,7 +111,7 @@ def models(
     for name in names:
         model, schema = _ranker(name, features)
         program = export_ranker(model, schema)
-        modules = _modules(program, schema, (VANI, UOI, MARI, FRAGMENTED), compiled)
+        modules = _modules(program, schema, (VANI, UOI, PLAIN, MARI), compiled)
         found = twins(program, schema, (UOI, MARI))
         for count in rows:
             inputs = one_request(schema, count)

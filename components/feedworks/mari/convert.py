@@ -51,6 +51,7 @@ def reparameterise(
     layout: Literal["neat", "keep"] = "neat",
     cut: bool = True,
     pad_to: int = 1,
+    kernels: bool = True,
 ) -> Conversion:
     """Find where user and candidate meet in a product, and cut its weights by side.
 
@@ -61,6 +62,7 @@ def reparameterise(
         layout: `neat` gathers the columns of each side into one product; `keep` leaves them as they lie.
         cut: False leaves all products whole; only what depends on the user alone runs once per request.
         pad_to: fill the widths of products with zeros to a multiple of this, for tensor cores.
+        kernels: score with this house's kernels; False keeps to PyTorch's own operations.
 
     Raises:
         ModelError: the model is in training mode or cannot be exported, or a side is missing or unknown.
@@ -77,9 +79,8 @@ def reparameterise(
     planner.plan([x[:1] if side == "user" else x for x, side in zip(leaves, named.values(), strict=True)])
     one, many = _one_request(planner, leaves, named), _many_requests(planner, leaves, named)
     origin, kept = planner.origin({*_buffers(one), *_buffers(many)})
-    return Conversion(
-        Twin(one, many, named, origin, kept), Report(tuple(planner.sites), tuple(planner.refusals))
-    )
+    report = Report(tuple(planner.sites), tuple(planner.refusals))
+    return Conversion(Twin(one, many, named, origin, kept, kernels=kernels), report)
 
 
 class _Planner(nn.Module):

@@ -2,7 +2,9 @@
 
 `vani` repeats the user's inputs for every candidate; `uoi` (user-side one-shot inference) runs what depends
 on the user alone once, then repeats it; `mari` cuts the products too, with one product per side;
-`mari_fragmented` cuts them where the columns lie, a product for each block.
+`mari_fragmented` cuts them where the columns lie, a product for each block. These two score with this house's
+kernels, the first two with PyTorch's own; `mari_plain` and `uoi_kernels` are the other way round, to tell the
+two gains apart.
 
 Shape legend: B rows (candidates).
 """
@@ -23,6 +25,7 @@ from feedworks.mari.schema import RankerSchema
 from feedworks.mari.twin import Twin
 
 VANI, UOI, MARI, FRAGMENTED = "vani", "uoi", "mari", "mari_fragmented"
+PLAIN, UOI_KERNELS = "mari_plain", "uoi_kernels"
 PARADIGMS = (VANI, UOI, MARI, FRAGMENTED)
 Scorer = Callable[..., Any]
 
@@ -58,8 +61,10 @@ def twins(
     """The twins of a program, by paradigm; VanI has none."""
     example = tiled(schema, draw(schema, [5]))
     options: dict[str, dict[str, Any]] = {
-        UOI: {"cut": False},
-        MARI: {"layout": "neat"},
+        UOI: {"cut": False, "kernels": False},
+        UOI_KERNELS: {"cut": False},
+        MARI: {},
+        PLAIN: {"kernels": False},
         FRAGMENTED: {"layout": "keep"},
     }
     return {

@@ -20,6 +20,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from feedworks.errors import ModelError
+from feedworks.mari.accelerate import accelerated
 from feedworks.mari.programs import load_program, save_program
 from feedworks.storage import read_json, write_json
 
@@ -42,9 +43,15 @@ class Piece:
 
 
 class Graph(nn.Module):
-    """A program whose weights are looked up by name in a dict that several programs share."""
+    """A program whose weights are looked up by name in a dict that several programs share.
 
-    def __init__(self, program: ExportedProgram, weights: dict[str, Tensor]) -> None:
+    Attributes:
+        program: as it is stored.
+        names: of its weights, in the order in which `module` takes them before the inputs.
+        module: what scores.
+    """
+
+    def __init__(self, program: ExportedProgram, weights: dict[str, Tensor], *, kernels: bool) -> None:
         super().__init__()
         self.program = program
         state = {**program.state_dict, **program.constants}
@@ -54,7 +61,7 @@ class Graph(nn.Module):
                 name = str(spec.target).rpartition(".")[2]
                 weights.setdefault(name, state[spec.target].detach())
                 self.names.append(name)
-        self.run = program.graph_module.forward
+        self.module = accelerated(program) if kernels else program.graph_module
 
 
 class Twin(nn.Module):
@@ -66,6 +73,7 @@ class Twin(nn.Module):
         sides: side of every input by name, in the order of the model's inputs.
         origin: where the model's own weights are: pieces of buffers by the model's names.
         kept: those of the model's weights that cannot be put together from the twin's.
+        kernels: score with this house's kernels; False keeps to PyTorch's own operations.
     """
 
     def __init__(
@@ -75,13 +83,16 @@ class Twin(nn.Module):
         sides: Mapping[str, str],
         origin: Mapping[str, Sequence[Piece]],
         kept: Mapping[str, Tensor],
+        *,
+        kernels: bool = True,
     ) -> None:
         super().__init__()
         self.sides = dict(sides)
         self.origin = {name: tuple(pieces) for name, pieces in origin.items()}
         self.kept = dict(kept)
         weights: dict[str, Tensor] = {}
-        self._one, self._many = Graph(one, weights), Graph(many, weights)
+        self._one = Graph(one, weights, kernels=kernels)
+        self._many = Graph(many, weights, kernels=kernels)
         for name, tensor in weights.items():
             self.register_buffer(name, tensor)
 
@@ -89,6 +100,10 @@ class Twin(nn.Module):
     def programs(self) -> tuple[ExportedProgram, ExportedProgram]:
         """The programs for one request and for several."""
         return self._one.program, self._many.program
+
+    def graph(self, *, several: bool) -> Graph:
+        """What scores the candidates of one request or of several."""
+        return self._many if several else self._one
 
     def forward(self, *inputs: Any, request_B: Tensor | None = None) -> Any:
         """Score.
@@ -108,7 +123,7 @@ class Twin(nn.Module):
         graph = self._one if request_B is None else self._many
         weights = [self._buffers[name] for name in graph.names]
         given = leaves if request_B is None else (request_B, *leaves)
-        outputs = graph.run(*weights, *given)
+        outputs = graph.module.forward(*weights, *given)
         spec = graph.program.call_spec.out_spec
         return outputs[0] if spec.is_leaf() else pytree.tree_unflatten(outputs, spec)
 
@@ -147,8 +162,12 @@ class Twin(nn.Module):
         write_json(folder / ORIGIN, {"sides": list(self.sides.items()), "origin": origin})
 
     @classmethod
-    def load(cls, folder: Path) -> Twin:
+    def load(cls, folder: Path, *, kernels: bool = True) -> Twin:
         """Read what `save` wrote.
+
+        Args:
+            folder: that it was written to.
+            kernels: see `Twin`.
 
         Raises:
             ModelError: a file is missing or damaged.
@@ -163,4 +182,5 @@ class Twin(nn.Module):
             sides = dict(facts["sides"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"twin {folder} cannot be read ({error}); make it again") from None
-        return cls(load_program(folder / ONE), load_program(folder / MANY), sides, origin, kept)
+        one, many = load_program(folder / ONE), load_program(folder / MANY)
+        return cls(one, many, sides, origin, kept, kernels=kernels)

@@ -89,13 +89,12 @@ def verify(
     found = []
     for sample in samples:
         several = len(set(sample.request_B.tolist())) > 1
-        graph = twin.programs[1] if several else twin.programs[0]
         given = (sample.request_B, *sample.inputs) if several else sample.inputs
         truth_BT = _scores(program, tiled(schema, sample), torch.float64)
         for name in dtypes:
             dtype = getattr(torch, name)
             model_BT = _scores(program, tiled(schema, sample), dtype)
-            scores = (truth_BT, model_BT, _scores(graph, given, dtype))
+            scores = (truth_BT, model_BT, _twin_scores(twin, given, dtype, several=several))
             compare = _Compare(name, "many" if several else "one", sample.request_B, tolerance or Tolerance())
             found.append(compare(*scores))
     return found
@@ -166,13 +165,19 @@ def _swapped(truth_N: Tensor, other_N: Tensor, gap: float) -> int:
 
 def _scores(program: ExportedProgram, inputs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Run a program with its weights and inputs in a type; returns float64 `(B, T)`."""
+    return _run(program.graph_module, [*weights_of(program).values(), *inputs], dtype)
 
-    def cast(tensor: Tensor) -> Tensor:
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
-    weights = [cast(tensor) for tensor in weights_of(program).values()]
+def _twin_scores(twin: Twin, inputs: Sequence[Tensor], dtype: torch.dtype, *, several: bool) -> Tensor:
+    """The same for what scores in a twin."""
+    graph = twin.graph(several=several)
+    return _run(graph.module, [*map(twin.get_buffer, graph.names), *inputs], dtype)
+
+
+def _run(module: torch.fx.GraphModule, given: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     with torch.inference_mode():
-        outputs = _InType(program.graph_module, dtype).run(*weights, *(cast(tensor) for tensor in inputs))
+        cast = (tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in given)
+        outputs = _InType(module, dtype).run(*cast)
     columns = [x if x.ndim > 1 else x.unsqueeze(1) for x in pytree.tree_leaves(outputs)]
     return torch.cat(columns, dim=1).double()
 

@@ -1,0 +1,91 @@
+"""MaRI (arXiv 2602.23105): a twin's graph with its products run by this house's kernels.
+
+The programs that are stored hold PyTorch's own operations only. What scores is a copy in which a product, the
+user's partial sum that it begins at, and the activation after it are one call of `user_item_linear`: fused
+Triton on a GPU, oneDNN or MKL on a CPU.
+
+Shape legend: B rows, R requests, I columns, N outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Graph, GraphModule, Node
+
+from feedworks_kernels import user_partial_linear
+
+aten = torch.ops.aten
+_ACTIVATIONS = {aten.relu.default: "relu", aten.sigmoid.default: "sigmoid", aten.silu.default: "silu"}
+
+
+def partial_linear(
+    partial_RN: Tensor, x: Tensor, weight_NI: Tensor, request_B: Tensor | None, activation: str
+) -> Tensor:
+    """`act(x W^T + partial[request])` for x of any number of axes; a partial sum of one axis is a bias."""
+    if partial_RN.ndim == 1:
+        partial_RN = partial_RN.unsqueeze(0)
+    if x.ndim == 2:
+        return user_partial_linear(partial_RN, x, weight_NI, request_B, activation=activation)
+    flat = user_partial_linear(partial_RN, x.reshape(-1, x.shape[-1]), weight_NI, None, activation=activation)
+    return flat.reshape(*x.shape[:-1], weight_NI.shape[0])
+
+
+def accelerated(program: ExportedProgram) -> GraphModule:
+    """Copy a simplified program's graph, its products replaced; takes what the program's own graph takes."""
+    copied = Graph()
+    output = copied.graph_copy(program.graph, {})
+    copied.output(output)
+    for node in list(copied.nodes):
+        if node.op == "call_function" and _is_product(node):
+            _replace(copied, node)
+    copied.eliminate_dead_code()
+    return GraphModule(program.graph_module, copied)
+
+
+def _is_product(node: Node) -> bool:
+    if node.target == aten.addmm.default:
+        turned: Any = node.args[2]
+        return not node.kwargs and isinstance(turned, Node) and _turns(turned)
+    if node.target != aten.linear.default or len(node.args) < 3:
+        return False
+    x, weight, bias = (_value(each) for each in node.args)
+    shapes = x is not None and weight is not None and bias is not None
+    # A product over R rows is small; it stays as it is.
+    return shapes and x.ndim >= 2 and bias.ndim == 1 and not isinstance(x.shape[0], int)
+
+
+def _turns(node: Node) -> bool:
+    return node.target == aten.permute.default and node.args[1] == [1, 0]
+
+
+def _value(node: Any) -> Any:
+    return node.meta.get("val") if isinstance(node, Node) else None
+
+
+def _replace(graph: Graph, node: Node) -> None:
+    request: Any = None
+    if node.target == aten.addmm.default:
+        partial, x, turned = node.args
+        weight: Any = turned.args[0]  # type: ignore[union-attr]
+        if isinstance(partial, Node) and partial.target == aten.index_select.default and partial.args[1] == 0:
+            partial, _, request = partial.args
+        elif _rows(partial) != 1:
+            return
+    else:
+        x, weight, partial = node.args
+    last, activation = node, "none"
+    if len(node.users) == 1 and (following := next(iter(node.users))).target in _ACTIVATIONS:
+        last, activation = following, _ACTIVATIONS[following.target]
+    with graph.inserting_before(last):
+        joint = graph.call_function(partial_linear, (partial, x, weight, request, activation))
+    joint.meta.update(last.meta)
+    last.replace_all_uses_with(joint)
+
+
+def _rows(node: Any) -> Any:
+    value = _value(node)
+    return value.shape[0] if value is not None and value.ndim == 2 else 1
