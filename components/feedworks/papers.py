@@ -23,8 +23,8 @@ class Paper(NamedTuple):
     """One paper: its package is `feedworks.<name>`, its pipeline `pipelines/<name>.py`.
 
     `service` is the BentoML class in its module service, `package` a file that every packaged model has,
-    `shown` the tables of a summary. A paper that `takes_model` also runs on a model from outside: its
-    settings `outside.model` and `outside.sides`.
+    `shown` the tables of a summary, `data` the kind of its data folder. A paper that `takes_model` also runs
+    on a model from outside, without data: its settings `outside.model` and `outside.sides`.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Paper(NamedTuple):
     service: str
     shown: tuple[Shown, ...]
     package: str = "config.json"
+    data: Literal["interactions", "ranking"] = "interactions"
     takes_model: bool = False
 
     def part(self, module: str) -> ModuleType:
@@ -51,6 +52,22 @@ PAPERS: dict[str, Paper] = {
             does="one backbone generates semantic IDs under a trie, then reranks them with the full history",
             service="RecoChainService",
             shown=(Shown("test", ("recall@", "ndcg@", "mrr@"), best="max"),),
+        ),
+        Paper(
+            name="mari",
+            title="Accelerating Ranking Model Inference via Structural Re-parameterization",
+            source="arXiv 2602.23105",
+            does="cuts a ranking model's weights by side, so that the user is computed once a request",
+            service="MariService",
+            shown=(
+                Shown("test", ("auc", "user_auc", "log_loss"), best="max"),
+                Shown("equal", ("error", "twin_error", "model_error", "swapped")),
+                Shown("flops", ("ratio@",)),
+                Shown("speed", ("ms@",)),
+            ),
+            package="package.json",
+            data="ranking",
+            takes_model=True,
         ),
     )
 }

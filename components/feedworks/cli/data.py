@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -28,15 +29,26 @@ def list_data() -> None:
 
 @data.command()
 @click.option("--out", type=FOLDER, required=True, help=OUT_HELP)
-@click.option("--users", "num_users", type=click.IntRange(min=1), default=2000, show_default=True)
-@click.option("--items", "num_items", type=click.IntRange(min=10), default=500, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-def synth(out: Path, num_users: int, num_items: int, seed: int) -> None:
-    """Write seeded synthetic events with planted structure."""
+@click.option(
+    "--kind",
+    type=click.Choice(["interactions", "ranking"]),
+    default="interactions",
+    show_default=True,
+    help="interactions: what users did with items. ranking: candidates with labels.",
+)
+@click.option("--users", "num_users", type=click.IntRange(min=1), help="  [default: 2000, or 300]")
+@click.option("--items", "num_items", type=click.IntRange(min=10), help="  [default: 500, or 200]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def synth(out: Path, kind: str, num_users: int | None, num_items: int | None, seed: int) -> None:
+    """Write seeded synthetic data with planted structure."""
     from feedworks.contracts.synthetic import write_synthetic
+    from feedworks.contracts.synthetic_ranking import write_synthetic_ranking
     from feedworks.datasets.folder import build_data
 
-    build_data(out, partial(write_synthetic, num_users=num_users, num_items=num_items, seed=seed))
+    given = {"num_users": num_users, "num_items": num_items, "seed": seed}
+    sizes = {name: number for name, number in given.items() if number is not None}
+    write: Callable[..., object] = write_synthetic_ranking if kind == "ranking" else write_synthetic
+    build_data(out, partial(write, **sizes))
     click.echo(f"wrote {out}; next: feedworks data validate {out}")
 
 

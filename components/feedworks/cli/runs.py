@@ -60,9 +60,11 @@ def run_paper(
 
             run_pipeline(paper.name, source=source, preset=preset, overrides=overrides, out=out)
             return
-        from feedworks.datasets.folder import open_data
-        from feedworks.validation.gate import require_valid
+        data = None
+        if not (paper.takes_model and config.outside.model):
+            from feedworks.datasets.folder import open_data
+            from feedworks.validation.gate import require_valid
 
-        data = open_data(source, out / "work" / "data")
-        require_valid(data, out / "work" / "validation.html")
+            data = open_data(source, out / "work" / "data", kind=paper.data)
+            require_valid(data, out / "work" / "validation.html", kind=paper.data)
         paper.part("chain").run(data, out, config)

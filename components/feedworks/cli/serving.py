@@ -44,7 +44,7 @@ def demo(paper: Paper, out: Path) -> None:
 
     # A second thread gains nothing on tiny batches and spins on a busy machine: 110 s of CPU became 550 s.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    data = open_data("synthetic", out / "work" / "data")
+    data = open_data("synthetic", out / "work" / "data", kind=paper.data)
     run_paper(paper, source=str(data), preset="tiny", overrides=(), out=out, runner="kfp")
     environment = {MODEL_DIR: str((out / "model").resolve())}
     with running_server(_target(paper), environment, out / "work" / "service.log") as address:

@@ -223,7 +223,7 @@ def tiny() -> MariConfig:
     return MariConfig(
         outside=OutsideConfig(),
         ranker=RankerConfig(width=8, hidden=(32, 16), expert_hidden=(16,), attention=(16,)),
-        training=TrainConfig(epochs=12, batch_size=256, lr=2e-2),
+        training=TrainConfig(epochs=6, batch_size=256, lr=1e-2),
         convert=ConvertConfig(),
         verify=VerifyConfig(requests=(1, 7, 50), num_samples=1),
         bench=BenchConfig(rows=(1, 100, 1000), repeats=10, compiled=False),

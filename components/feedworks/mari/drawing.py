@@ -19,7 +19,7 @@ COLOURS = {
     "mixed": "var(--series-8)",
 }
 CUT, REFUSED = "var(--series-3)", "var(--series-5)"
-CONST = "const"
+HIDDEN = ("const", "rows")  # weights, and counts of rows
 # Operations that hand on the numbers they get, by the name before the first dot.
 LAYOUT = {
     *("view", "_unsafe_view", "reshape", "expand", "permute", "transpose", "t", "slice", "select", "squeeze"),
@@ -37,7 +37,8 @@ MAX_LABEL = 24
 class GraphNode(NamedTuple):
     """A node of the exported graph.
 
-    `op` is an operation such as `linear.default`, or `input`; `colour` is user, item, cross, mixed or const;
+    `op` is an operation such as `linear.default`, or `input`; `colour` is user, item, cross, mixed, const or
+    rows;
     `shape` text such as `rows, 64`.
     """
 
@@ -83,7 +84,7 @@ def _chained(nodes: Sequence[GraphNode], marked: Collection[str]) -> dict[str, _
     stands_in: dict[str, str] = {}  # node -> the group that it became part of
     groups: dict[str, _Group] = {}
     for node in nodes:
-        if node.colour == CONST or node.op.startswith("sym_"):
+        if node.colour in HIDDEN or node.op.startswith("_assert"):
             continue
         inputs = tuple(dict.fromkeys(stands_in[name] for name in node.inputs if name in stands_in))
         moves = _short(node.op) in LAYOUT

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from feedworks.mari.config import GateConfig
+from feedworks.mari.sites import cut_sites
 
 JsonObject = dict[str, Any]
 
@@ -22,7 +23,7 @@ def flat_metrics(sites: JsonObject, verdict: JsonObject, quality: Mapping[str, f
     metrics = {
         **quality,
         "graph/num_nodes": float(len(sites["nodes"])),
-        "graph/num_cut": float(sum(site["user_width"] > 0 for site in sites["sites"])),
+        "graph/num_cut": float(len(cut_sites(sites))),
         "graph/num_refused": float(len(sites["refusals"])),
         "equal/passed": float(verdict["equal"]),
     }

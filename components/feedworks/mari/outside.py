@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,22 @@ def load_outside(reference: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {reference}: it returned a {type(model).__name__}, expected a torch module")
     return model.eval().cpu()
+
+
+def require_names(model: nn.Module, schema: RankerSchema, reference: str) -> None:
+    """Check that the schema names the arguments of a model's forward, in order; `*args` take any names.
+
+    Raises:
+        ModelError: it does not: an input would be taken for another one.
+    """
+    taken = inspect.signature(model.forward).parameters.values()
+    if any(each.kind == inspect.Parameter.VAR_POSITIONAL for each in taken):
+        return
+    named = list(schema.sides)
+    needed = [each.name for each in taken if each.name in named or each.default is inspect.Parameter.empty]
+    if needed != named:
+        takes, names = ", ".join(needed), ", ".join(named)
+        raise ModelError(f"model {reference}: its forward takes {takes}; the sides file names {names}")
 
 
 def require_scores(program: ExportedProgram, schema: RankerSchema, reference: str) -> None:

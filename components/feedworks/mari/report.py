@@ -10,6 +10,7 @@ from feedworks.configuration import flatten
 from feedworks.mari.config import MariConfig
 from feedworks.mari.drawing import COLOURS, CUT, REFUSED, GraphNode, draw_model
 from feedworks.mari.gate import speedup
+from feedworks.mari.sites import cut_sites
 from feedworks.metrics.ranking import Interval
 from feedworks.reports.figures import bars, curves
 from feedworks.reports.html import Report
@@ -23,6 +24,13 @@ LEGEND = {
     "both": COLOURS["mixed"],
     "cut by side": CUT,
     "not cut": REFUSED,
+}
+KINDS = {
+    "linear": "cut by side",
+    "shortened": "shorter",
+    "user_only": "user only",
+    "attention": "keys and values once",
+    "sum": "user summed once",
 }
 VARIANTS = {
     "vani": "VanI: everything for every row",
@@ -68,6 +76,7 @@ def write_report(
             quality,
             ours=("twin",),
             lower_is_better=("log_loss",),
+            over="rows",
             note="Original and twin are one model.",
         )
     _add_sites(report, sites)
@@ -83,7 +92,7 @@ def write_report(
 
 def _subtitle(sites: JsonObject) -> str:
     inputs = sum(node["op"] == "input" and node["colour"] != "const" for node in sites["nodes"])
-    cut = len(_cut(sites))
+    cut = len(cut_sites(sites))
     products = "product" if cut == 1 else "products"
     return f"{inputs} inputs, {len(sites['nodes']):,} nodes, {cut} {products} cut by side"
 
@@ -110,20 +119,11 @@ def _highlights(
     return found
 
 
-def _cut(sites: JsonObject) -> list[JsonObject]:
-    return [site for site in sites["sites"] if site["user_width"] > 0]
-
-
 def _add_sites(report: Report, sites: JsonObject) -> None:
     nodes = [GraphNode(**{**node, "inputs": tuple(node["inputs"])}) for node in sites["nodes"]]
-    notes = {
-        site["node"]: f"{site['user_width']} | {site['other_width']} → {site['outputs']}"
-        for site in _cut(sites)
-    }
-    refused = [each["node"] for each in sites["refusals"]]
     report.add_drawing(
         "The coloured graph",
-        draw_model(nodes, notes, refused),
+        draw_model(nodes, _notes(sites), [each["node"] for each in sites["refusals"]]),
         LEGEND,
         "A colour says what a node depends on. In a cut product: columns of the user | of candidates → "
         "outputs. Left out: weights, and what only moves numbers. ×n: n equal nodes side by side.",
@@ -134,23 +134,43 @@ def _add_sites(report: Report, sites: JsonObject) -> None:
     table: list[list[Cell]] = [
         [
             site["node"],
-            site["kind"],
+            _kind(site),
             *(site[name] for name in ("user_width", "other_width", "outputs", "positions")),
-            *(_saved(*site["flops"][rows]) for rows in counts),
+            *(_saved(site["flops"].get(rows)) for rows in counts),
         ]
-        for site in _cut(sites)
+        for site in sites["sites"]
     ]
-    table.append(["all products", "", *([None] * 4), *(_saved(*pair) for pair in sites["flops"].values())])
+    table.append(["all products", "", *([None] * 4), *(_saved(sites["flops"][rows]) for rows in counts)])
     note = (
-        "Columns of the user and of candidates in each product; operations before and after, and their ratio."
+        "Columns of the user and of candidates in the twin; operations of the model and of the twin for B "
+        "candidates, and their ratio. user only: once per request, as one-shot inference has it too."
     )
-    report.add_table("Products cut by side", columns, table, note)
+    report.add_table("Products that cost less", columns, table, note)
     if sites["refusals"]:
         rows: list[list[Cell]] = [[each["node"], each["reason"]] for each in sites["refusals"]]
-        report.add_table("Products not cut", ["product", "reason"], rows)
+        report.add_table("Products that stay whole", ["product", "reason"], rows)
 
 
-def _saved(before: int, after: int) -> Cell:
+def _notes(sites: JsonObject) -> dict[str, str]:
+    """The line on each framed box."""
+    return {
+        site["node"]: f"{site['user_width']} | {site['other_width']} → {site['outputs']}"
+        if site["kind"] == "linear"
+        else KINDS[site["kind"]]
+        for site in cut_sites(sites)
+    }
+
+
+def _kind(site: JsonObject) -> str:
+    more = [f"behind {', '.join(site['helped'])}"] if site["helped"] else []
+    more += [f"one product with {site['shared']}"] if site["shared"] else []
+    return "\n".join([KINDS[site["kind"]], "; ".join(more)]) if more else KINDS[site["kind"]]
+
+
+def _saved(pair: tuple[int, int] | None) -> Cell:
+    if pair is None:
+        return None
+    before, after = pair
     return f"{before / max(1, after):.2f} ×\n{_short(before)} to {_short(after)}"
 
 

@@ -16,12 +16,15 @@ from feedworks.mari import flops
 from feedworks.mari.colour import colours
 from feedworks.mari.convert import Conversion
 from feedworks.mari.drawing import GraphNode
+from feedworks.mari.found import Site
 from feedworks.mari.programs import weights_of
 from feedworks.mari.samples import draw as draw_sample
 from feedworks.mari.samples import one_request, tiled
 from feedworks.mari.schema import RankerSchema
 
 JsonObject = dict[str, Any]
+ONCE = "user_only"
+NO_WEIGHT = ("attention", "sum")
 
 
 def site_report(
@@ -38,22 +41,21 @@ def site_report(
     Returns:
         `nodes` of the graph; `sites`; `refusals`; `flops` of all products, `{rows: [before, after]}`.
     """
-    nodes = graph_nodes(program, schema)
-    kinds = {node.name: node.op.partition(".")[0] for node in nodes}
     sites = [
-        {
-            **asdict(site),
-            "kind": kinds.get(site.node, ""),
-            "flops": {str(b): [flops.whole(site, b), flops.cut(site, b)] for b in rows},
-        }
+        {**asdict(site), "helped": list(site.helped), "flops": _of_site(site, rows)}
         for site in conversion.report.sites
     ]
     return {
-        "nodes": [node._asdict() for node in nodes],
+        "nodes": [node._asdict() for node in graph_nodes(program, schema)],
         "sites": sites,
         "refusals": [asdict(refusal) for refusal in conversion.report.refusals],
         "flops": {str(b): _all_products(program, conversion, schema, b) for b in rows},
     }
+
+
+def cut_sites(report: JsonObject) -> list[JsonObject]:
+    """The sites that one-shot inference alone would not have: user and candidate met there."""
+    return [site for site in report["sites"] if site["kind"] != ONCE]
 
 
 def graph_nodes(program: ExportedProgram, schema: RankerSchema) -> list[GraphNode]:
@@ -72,6 +74,15 @@ def graph_nodes(program: ExportedProgram, schema: RankerSchema) -> list[GraphNod
         for node in program.graph.nodes
         if node.op != "output"
     ]
+
+
+def _of_site(site: Site, rows: Sequence[int]) -> dict[str, list[int]]:
+    """Operations before and after; none for what is no product with a weight."""
+    if site.kind in NO_WEIGHT:
+        return {}
+    width = site.width or site.user_width + site.other_width
+    before = {b: 2 * b * site.positions * width * site.outputs for b in rows}
+    return {str(b): [before[b], flops.cut(site, b)] for b in rows}
 
 
 def _all_products(

@@ -86,6 +86,7 @@ class Report:
         note: str = "",
         ours: Collection[str] = (),
         lower_is_better: Collection[str] = (),
+        over: str = "users",
     ) -> None:
         """Add methods against metrics, the best of this run in bold, with bootstrap intervals.
 
@@ -96,6 +97,7 @@ class Report:
             note: a line below the table, before the explanation of bold and intervals.
             ours: methods to tint.
             lower_is_better: metrics where the smallest value is best.
+            over: what the bootstrap drew.
         """
         tables = [*methods.values(), *(row.values for row in published)]
         keys = list(dict.fromkeys(key for values in tables for key in values))
@@ -111,7 +113,7 @@ class Report:
         table = render_table(["Method", *map(metric_title, keys)], rows, bold, classes)
         hints = [note, "Bold: best of this run." if bold else ""]
         if any(isinstance(cell, Interval) for row in rows for cell in row):
-            hints.append("Below each mean: 95 % bootstrap interval over users.")
+            hints.append(f"Below each mean: 95 % bootstrap interval over {over}.")
         if published:
             hints.append("Grey: as published, not run here.")
         self._add(title, table + _note(" ".join(filter(None, hints))))

@@ -61,7 +61,7 @@ def write_model_card(path: str | Path, card: ModelCard) -> None:
 def _metric_table(methods: Mapping[str, Mapping[str, Interval | float]]) -> list[str]:
     keys = list(dict.fromkeys(key for values in methods.values() for key in values))
     rows = [[name, *(_metric(values.get(key)) for key in keys)] for name, values in methods.items()]
-    note = "In brackets: 95 % bootstrap interval over users."
+    note = "In brackets: 95 % bootstrap interval."
     return [*_table(["method", *map(metric_title, keys)], rows), "", note]
 
 

@@ -7,6 +7,7 @@ import math
 from feedworks.metrics.ranking import Interval
 
 _METRIC_NAMES = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "hit": "HR", "auc": "AUC"}
+_METRIC_NAMES |= {"user_auc": "AUC within users", "log_loss": "Log loss"}
 
 
 def format_number(value: float) -> str:

@@ -105,11 +105,11 @@ def test_report_prints_a_table(feedworks: Command, tmp_path: Path) -> None:
 
 
 def test_a_report_shows_the_tables_of_every_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = (Shown("test", ("auc", "logloss"), "max"), Shown("speed", ("ms@",), "min"))
+    shown = (Shown("test", ("auc", "logloss"), "max"), Shown("pace", ("ms@",), "min"))
     paper = PAPERS["recochain"]._replace(name="other", shown=shown)
     monkeypatch.setitem(PAPERS, "other", paper)
     metrics = {"test/twin/auc": 0.75, "test/twin/logloss": 0.00004, "verify/float32/order": 1.0}
-    timings = {"speed/a_name_longer_than_a_column/ms@100": 3.0, "speed/fast/ms@100": 1.5, "speed/fast/x": 2.0}
+    timings = {"pace/a_name_longer_than_a_column/ms@100": 3.0, "pace/fast/ms@100": 1.5, "pace/fast/x": 2.0}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     (tmp_path / "bench.json").write_text(json.dumps({"metrics": timings}))
     lines = summary(tmp_path).splitlines()
@@ -117,7 +117,7 @@ def test_a_report_shows_the_tables_of_every_paper(tmp_path: Path, monkeypatch: p
         ["auc", "logloss"],
         ["twin", "0.7500", "4.0e-05"],
         [],
-        ["speed", "ms@100"],
+        ["pace", "ms@100"],
         ["fast", "1.5000"],
         ["a_name_longer_than_a_column", "3.0000"],
     ]
