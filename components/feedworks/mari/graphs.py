@@ -89,22 +89,41 @@ def _sum_of_product(graph: Graph, node: Node) -> None:
     """`a + x W^T` is one product that begins at `a`: no pass over the rows for the sum."""
     if node.kwargs or len(node.args) != 2:
         return
-    for other, product in (node.args, node.args[::-1]):
-        if not isinstance(product, Node) or product.target != aten.linear.default or len(product.args) != 2:
+    for other, summand in (node.args, node.args[::-1]):
+        if other is summand or _shape(summand) != _shape(node) or len(_shape(node) or ()) != 2:
             continue
-        data, weight = product.args
-        shapes = [_shape(each) for each in (node, other, data, weight)]
-        if any(shape is None or len(shape) != 2 for shape in shapes) or len(product.users) > 1:
+        found = _product(summand)
+        if found is None or len(_shape(other) or ()) != 2:
             continue
-        if other is product or _shape(product) != _shape(node):
-            continue
+        data, weight, cut = found
         with graph.inserting_before(node):
-            turned = graph.call_function(aten.permute.default, (weight, [1, 0]))
-            turned.meta["val"] = weight.meta["val"].t()  # type: ignore[union-attr]
+            if cut:
+                weight = _call(graph, aten.slice.Tensor, (weight, 0, *cut))
+            turned = _call(graph, aten.permute.default, (weight, [1, 0]))
             joint = graph.call_function(aten.addmm.default, (other, data, turned))
         joint.meta.update(node.meta)
         _replace(graph, node, joint)
         return
+
+
+def _product(node: Any) -> tuple[Node, Any, tuple[int, int] | None] | None:
+    """Data and weight of a product without bias, or of some of its outputs, and which."""
+    cut = None
+    if node.target == aten.slice.Tensor and node.args[1] in (1, -1) and len(node.args) == 4:
+        cut = node.args[2], node.args[3]
+        node = node.args[0]
+    if node.target != aten.linear.default or len(node.args) != 2 or (cut is None and len(node.users) > 1):
+        return None
+    data, weight = node.args
+    return (data, weight, cut) if len(_shape(data) or ()) == len(_shape(weight) or ()) == 2 else None
+
+
+def _call(graph: Graph, target: Any, arguments: tuple[Any, ...]) -> Node:
+    """A call of which later passes can ask the shape."""
+    node = graph.call_function(target, arguments)
+    values = torch.fx.map_arg(arguments, lambda each: each.meta["val"])
+    node.meta["val"] = target(*values)
+    return node
 
 
 def _item(graph: Graph, node: Node) -> None:

@@ -54,14 +54,14 @@ def mixed_of(value: Any) -> Mixed | None:
     if isinstance(value, Row):
         return value.mixed
     if isinstance(value, Form):
-        apart = Mixed("", "shape", "") if value.mixed else None
-        return apart or next((t.atom.mixed for t in value.terms if t.atom.mixed is not None), None)
+        inside = next((t.atom.mixed for t in value.terms if t.atom.mixed is not None), None)
+        return inside or (Mixed("", "shape", "") if value.mixed else None)
     if isinstance(value, Normed):
         return mixed_of(value.form)
     if isinstance(value, Blocks):
         sides = {of_user(part) for part in value.parts}
-        inside = [mixed_of(part) for part in value.parts]
-        return Mixed("", "shape", "") if len(sides) == 2 else next((m for m in inside if m), None)
+        parts = [mixed_of(part) for part in value.parts]
+        return Mixed("", "shape", "") if len(sides) == 2 else next((m for m in parts if m), None)
     if isinstance(value, Tall):
         return mixed_of(value.value)
     return mixed_of(value.form) if isinstance(value, Folded) else None

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from math import prod
 from typing import Any
 
 import torch
@@ -222,6 +223,16 @@ def compact(form: Form) -> Form:
         mixed = next((member.atom.mixed for member in members if member.atom.mixed), None)
         terms.append(Term(Atom(total, side, mixed), start, (0, stop - start)))
     return replace(form, terms=tuple(terms))
+
+
+def saves(form: Form) -> bool:
+    """Whether products with its candidates' atoms one by one cost less than one with the whole.
+
+    They do not where a tensor of all columns, such as a cross layer's product, was added to them.
+    """
+    runs = {(id(t.atom.tensor), t.cut): t for t in form.terms if not t.atom.of_user}
+    apart = sum(run.width * prod(run.atom.tensor.shape[1:-1]) for run in runs.values())
+    return bool(apart < form.width * prod(form.middle))
 
 
 def tiles(form: Form) -> bool:

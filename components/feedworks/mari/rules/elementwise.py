@@ -83,7 +83,9 @@ def _sum(sweep: Sweep, node: Call, arguments: list[Any]) -> Any:
     if first is None or second is None or not _alike(first, second):
         return _broadcast(sweep, node, arguments)
     total = values.add(first, second, sign)
-    return total if total.mixed or lazy(total) else None
+    if not (total.mixed or lazy(total)):
+        return None
+    return total if values.saves(total) else _broadcast(sweep, node, arguments)
 
 
 def _alike(left: Form, right: Form) -> bool:

@@ -81,7 +81,7 @@ def times(sweep: Sweep, node: Call, data: Any, weight_ND: Any, bias_N: Any) -> F
     if isinstance(data, Normed):
         return normed_product(sweep, node, data, weight)
     form = sweep.form(data)
-    if form is None or not (form.mixed or lazy(form)):
+    if form is None or not (form.mixed or lazy(form)) or not values.saves(form):
         return None
     return _shared(sweep, node, form, weight)
 
