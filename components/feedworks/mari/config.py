@@ -53,6 +53,8 @@ class RankerConfig:
         num_cross: cross layers of `dcn`.
         attention: widths of the activation unit of `din`.
         gate_hidden: width inside a gate of `ppnet`; 0 for that of the layer it scales.
+        drop_contradictions: train without negatives that are positives elsewhere, see
+            `feedworks.mari.data.without_contradictions`; for data whose negatives were drawn at random.
         embedding_l2: pulls the embeddings to 0 in training, see `feedworks.mari.training.train_ranker`.
     """
 
@@ -66,6 +68,7 @@ class RankerConfig:
     num_cross: int = 3
     attention: tuple[int, ...] = (36,)
     gate_hidden: int = 0
+    drop_contradictions: bool = False
     embedding_l2: float = 0.0
 
     def __post_init__(self) -> None:

@@ -121,6 +121,20 @@ def read_rows(folder: Path, split: Split) -> Rows:
     )
 
 
+def without_contradictions(rows: Rows) -> Rows:
+    """Drop the negative rows whose user and item make a positive row elsewhere, in another context.
+
+    Where negatives are drawn at random from what the user never took, such a row only says that the draw went
+    wrong. Where they were shown and passed over they say more: keep them. User and item are the first fields
+    of their sides.
+    """
+    user_B, item_B = rows.user_BU[:, 0].numpy(), rows.item_BI[:, 0].numpy()
+    pair_B = user_B * (item_B.max() + 1) + item_B
+    positive_B = rows.label_B.numpy() > 0
+    taken_B = np.isin(pair_B, pair_B[positive_B])
+    return rows.chosen(np.flatnonzero(positive_B | ~taken_B))
+
+
 def shuffled(rows: Rows, batch_size: int, seed: int) -> Callable[[int], ShuffledBatches]:
     """Batches of each epoch, for `feedworks.training.loop.fit`."""
 

@@ -19,7 +19,7 @@ from feedworks.contracts.ranking import read_fields
 from feedworks.errors import DataError
 from feedworks.mari.config import MariConfig
 from feedworks.mari.convert import Conversion, reparameterise
-from feedworks.mari.data import read_rows, schema_of
+from feedworks.mari.data import read_rows, schema_of, without_contradictions
 from feedworks.mari.gate import finite, flat_metrics, reasons, speedup
 from feedworks.mari.outside import load_outside, require_names, require_scores
 from feedworks.mari.packaging import TWIN_FOLDER, intervals, write_package
@@ -123,11 +123,12 @@ def train(data_dir: Path, out_dir: Path, cfg: MariConfig) -> Ranker:
         read_fields(data_dir), history=cfg.ranker.arch == "din", max_candidates=cfg.max_candidates
     )
     model = build_ranker(cfg.ranker, schema, seed=cfg.seed)
+    rows = read_rows(data_dir, "train")
     state = out_dir.with_name(out_dir.name + ".state")
     result = train_ranker(
         model,
         schema,
-        read_rows(data_dir, "train"),
+        without_contradictions(rows) if cfg.ranker.drop_contradictions else rows,
         read_rows(data_dir, "valid"),
         seeded(cfg.training, cfg.seed),
         state,

@@ -6,7 +6,7 @@ import torch
 from feedworks.contracts.ranking import Field, RankingFields, read_fields
 from feedworks.contracts.synthetic_ranking import write_synthetic_ranking
 from feedworks.errors import DataError
-from feedworks.mari.data import Rows, read_rows, schema_of, shuffled
+from feedworks.mari.data import Rows, read_rows, schema_of, shuffled, without_contradictions
 from feedworks.mari.schema import ModelInput, RankerSchema
 
 
@@ -80,3 +80,21 @@ def test_an_epoch_has_every_row_once_in_an_order_of_its_own(folder):
     assert torch.equal(one.history_BL, rows.history_BL[picked])
     with pytest.raises(IndexError):
         batches(0)[8]
+
+
+def test_negatives_that_are_positives_elsewhere_can_be_dropped(folder):
+    rows = Rows(
+        label_B=torch.tensor([1.0, 0, 0, 0, 1, 0]),
+        user_BU=torch.tensor([[1, 0], [1, 1], [1, 0], [2, 0], [2, 0], [3, 0]]),
+        item_BI=torch.tensor([[4], [4], [5], [4], [0], [0]]),  # user 1 took item 4, user 2 item 0
+        history_BL=None,
+    )
+    kept = without_contradictions(rows)
+    assert kept.label_B.tolist() == [1, 0, 0, 1, 0]
+    assert kept.user_BU[:, 0].tolist() == [1, 1, 2, 2, 3]
+    many = read_rows(folder, "train")
+    keys = list(zip(many.user_BU[:, 0].tolist(), many.item_BI[:, 0].tolist(), strict=True))
+    labels = many.label_B.tolist()
+    taken = {key for key, label in zip(keys, labels, strict=True) if label}
+    expected = sum(label == 1 or key not in taken for key, label in zip(keys, labels, strict=True))
+    assert without_contradictions(many).num_rows == expected < many.num_rows
