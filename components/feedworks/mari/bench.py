@@ -1,7 +1,8 @@
-"""MaRI (arXiv 2602.23105): the benches, `python -m feedworks.mari.bench layer | models`.
+"""MaRI (arXiv 2602.23105): the benches, `python -m feedworks.mari.bench layer | models | serve`.
 
-Every command prints one JSON object per line, providers interleaved in one process, and compares their
-scores before it times them. All score one request: user inputs of one row, candidates of B.
+Every command prints one JSON object per line, and compares the providers' scores before it times them. In
+`layer` and `models` they are interleaved in one process, and all score one request: user inputs of one row,
+candidates of B.
 
 Shape letters: B candidates, Du columns of the user, Dr columns of candidates, N outputs of the first layer.
 """
@@ -30,6 +31,7 @@ from feedworks.mari.paradigms import (
 )
 from feedworks.mari.samples import export_ranker, one_request
 from feedworks.mari.schema import ModelInput, RankerSchema, Side
+from feedworks.mari.serve_bench import serve
 from feedworks.metrics.latency import Timing, device_label, interleave, json_rows, print_rows
 from feedworks.nn import rankers
 
@@ -231,6 +233,8 @@ def _settle(threads: int | None, seed: int) -> None:
 def _device() -> str:
     return f"{device_label()}, {torch.get_num_threads()} threads"
 
+
+main.add_command(serve)
 
 if __name__ == "__main__":
     main()

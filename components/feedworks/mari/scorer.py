@@ -98,6 +98,7 @@ class Scorer:
         Raises:
             ModelError: a file is missing or not the one that was packaged.
         """
+        from feedworks.mari.packed import packed
         from feedworks.mari.twin import Twin
 
         tag = check_package(folder)
@@ -105,8 +106,9 @@ class Scorer:
             schema = RankerSchema.read(folder / SIDES_FILE)
         except FeedworksError as error:
             raise ModelError(str(error)) from None
-        twin = Twin.load(folder / TWIN_FOLDER)
-        return cls(schema, twin.eval().to(device), tag, device=device)
+        twin = Twin.load(folder / TWIN_FOLDER).eval().to(device)
+        on_cpu = torch.device(device).type == "cpu"
+        return cls(schema, packed(twin, schema) if on_cpu else twin, tag, device=device)
 
     def score(self, requests: Sequence[Sequence[Array]]) -> list[Scores]:
         """Score requests together.
