@@ -20,6 +20,19 @@ from feedworks_kernels import user_partial_linear
 
 aten = torch.ops.aten
 _ACTIVATIONS = {aten.relu.default: "relu", aten.sigmoid.default: "sigmoid", aten.silu.default: "silu"}
+# What writes its result to new memory, and what can write over an operand that nothing else reads.
+_FRESH = {
+    aten.linear.default, aten.addmm.default, aten.bmm.default, aten.matmul.default, aten.add.Tensor,
+    aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.embedding.default, aten.layer_norm.default,
+    aten.softmax.int, aten.relu.default, aten.sigmoid.default, aten.tanh.default, aten.silu.default,
+}  # fmt: skip
+_IN_PLACE = {
+    aten.add.Tensor: aten.add_.Tensor, aten.sub.Tensor: aten.sub_.Tensor, aten.mul.Tensor: aten.mul_.Tensor,
+    aten.div.Tensor: aten.div_.Tensor, aten.relu.default: aten.relu_.default,
+    aten.sigmoid.default: aten.sigmoid_.default, aten.tanh.default: aten.tanh_.default,
+    aten.silu.default: aten.silu_.default,
+}  # fmt: skip
+_TURNABLE = (aten.add.Tensor, aten.mul.Tensor)
 
 
 def partial_linear(
@@ -43,6 +56,9 @@ def accelerated(program: ExportedProgram) -> GraphModule:
         if node.op == "call_function" and _is_product(node):
             _replace(copied, node)
     copied.eliminate_dead_code()
+    for node in list(copied.nodes):
+        if node.op == "call_function" and node.target in _IN_PLACE:
+            _reuse(copied, node)
     return GraphModule(program.graph_module, copied)
 
 
@@ -84,6 +100,35 @@ def _replace(graph: Graph, node: Node) -> None:
         joint = graph.call_function(partial_linear, (partial, x, weight, request, activation))
     joint.meta.update(last.meta)
     last.replace_all_uses_with(joint)
+
+
+def _reuse(graph: Graph, node: Node) -> None:
+    """Write over an operand: new memory costs more than the sum, as the system clears each page of it."""
+    target: Any = node.target
+    if node.kwargs:
+        return
+    orders = [node.args, node.args[::-1]] if node.target in _TURNABLE and len(node.args) == 2 else [node.args]
+    for arguments in orders:
+        first = arguments[0]
+        if isinstance(first, Node) and _is_spent(first) and _alike(first, node):
+            with graph.inserting_before(node):
+                written = graph.call_function(_IN_PLACE[target], tuple(arguments))
+            written.meta.update(node.meta)
+            node.replace_all_uses_with(written)
+            graph.erase_node(node)
+            return
+
+
+def _is_spent(node: Node) -> bool:
+    fresh = node.target in _FRESH or node.target in _IN_PLACE.values() or node.target is partial_linear
+    return fresh and len(node.users) == 1
+
+
+def _alike(one: Node, other: Node) -> bool:
+    left, right = _value(one), _value(other)
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor) or left.dtype != right.dtype:
+        return False
+    return [str(size) for size in left.shape] == [str(size) for size in right.shape]
 
 
 def _rows(node: Any) -> Any:

@@ -17,7 +17,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from feedworks.mari import rules as _rules  # noqa: F401 - fills the tables of the sweep
-from feedworks.mari.graphs import rename, simplify
+from feedworks.mari.graphs import rename, simplify, without_notes
 from feedworks.mari.programs import export_rows, named_sides, quiet, weights_of
 from feedworks.mari.sweep import Block, Options, Refusal, Site, Sweep
 from feedworks.mari.twin import Piece, Twin
@@ -70,7 +70,7 @@ def reparameterise(
     if isinstance(model, ExportedProgram):
         named = named_sides(model.graph_signature.user_inputs, sides)
         with quiet():
-            program = model.run_decompositions({})
+            program = without_notes(model.run_decompositions({}))
         rename(program, list(named))
     else:
         program, named = export_rows(model, example_inputs, sides)

@@ -30,15 +30,17 @@ def simplify(program: ExportedProgram, names: Sequence[str]) -> ExportedProgram:
             _PASSES[node.target](graph, node)
     graph.eliminate_dead_code()
     _drop_unused_weights(program)
-    program.graph_module.recompile()
     return without_notes(program)
 
 
 def without_notes(program: ExportedProgram) -> ExportedProgram:
-    """Drop, in place, what the graph says of the exporting machine and its Python files."""
-    for node in program.graph.nodes:
+    """Drop, in place, what the graph says of the exporting machine, and checks of types that cannot fail."""
+    for node in list(program.graph.nodes):
         for name in _NOTES:
             node.meta.pop(name, None)
+        if node.target == aten._assert_tensor_metadata.default:
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
     return program
 
 

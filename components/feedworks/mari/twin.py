@@ -105,8 +105,9 @@ class Twin(nn.Module):
         """What scores the candidates of one request or of several."""
         return self._many if several else self._one
 
+    @torch.no_grad()
     def forward(self, *inputs: Any, request_B: Tensor | None = None) -> Any:
-        """Score.
+        """Score; without gradients, as the graphs write over what is not read again.
 
         Args:
             inputs: as the model's, but those of the user have one row per request.

@@ -17,7 +17,7 @@ from feedworks.mari.products import Weight, normed_product, product
 from feedworks.mari.rules.elementwise import lazy
 from feedworks.mari.rules.tables import SAME, argument, rank
 from feedworks.mari.sweep import Sweep, rule
-from feedworks.mari.values import Form, Normed, Row
+from feedworks.mari.values import Form, Normed, Row, User
 
 aten = torch.ops.aten
 
@@ -31,6 +31,9 @@ def _linear(sweep: Sweep, node: Call, arguments: list[Any]) -> Form | Row | None
 @rule(aten.addmm.default)
 def _addmm(sweep: Sweep, node: Call, arguments: list[Any]) -> Form | Row | None:
     bias_N, data, weight_DN = arguments
+    if isinstance(bias_N, User) and isinstance(data, Row) and isinstance(weight_DN, Tensor):
+        # A product that begins at the user's part, as in a twin, is cut already.
+        return Row(torch.addmm(sweep.broadcast(bias_N), data.tensor, weight_DN))
     if not isinstance(weight_DN, Tensor) or not isinstance(bias_N, Tensor) or bias_N.ndim != 1:
         return None
     return times(sweep, node, data, weight_DN.t(), bias_N.expand(weight_DN.shape[1]))
