@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from feedworks_kernels.user_item_linear.reference import activate, user_product
+from feedworks_kernels.user_item_linear.reference import activate
 
 __all__ = ["gradient", "user_item_linear", "user_product"]
 
@@ -39,6 +40,17 @@ def user_item_linear(
     else:
         mixed_BN = partial_RN.index_select(0, request_B).addmm_(item_BI, weight_item_NI.T)
     return _activate_in_place(mixed_BN, activation)
+
+
+def user_product(user_RU: Tensor, weight_user_NU: Tensor, bias_N: Tensor | None) -> Tensor:
+    """Return the user's partial sums (R, N), one row per request, with the bias."""
+    graph = torch.is_grad_enabled() and (
+        user_RU.requires_grad or weight_user_NU.requires_grad or (bias_N is not None and bias_N.requires_grad)
+    )
+    # A single row is a matrix times a vector: it waits for memory, whatever the library.
+    if not graph and user_RU.shape[0] > 1 and _prefers_onednn(user_RU, weight_user_NU):
+        return _onednn(user_RU, weight_user_NU, bias_N, "none")
+    return F.linear(user_RU, weight_user_NU, bias_N)
 
 
 def gradient(
@@ -83,7 +95,7 @@ def _activate_in_place(mixed_BN: Tensor, activation: str) -> Tensor:
         gelu: Tensor = torch.ops.aten.gelu_(mixed_BN)
         return gelu
     if activation == "silu":
-        return torch.nn.functional.silu(mixed_BN, inplace=True)
+        return F.silu(mixed_BN, inplace=True)
     return mixed_BN.relu_() if activation == "relu" else mixed_BN.sigmoid_()
 
 

@@ -1,0 +1,150 @@
+"""MaRI (arXiv 2602.23105): what the kernel bench needs on a GPU: ceilings, CUDA graphs, a foreign kernel.
+
+Shape letters: N outputs, U columns of the user, I columns of candidates.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from feedworks.errors import ConfigError
+from feedworks.metrics.latency import Timing, interleave
+
+# A replay takes at least about this long, beside which waiting for it is nothing.
+_REPLAY_S = 4e-3
+_WARMUP = 3
+
+Provider = Callable[[], Tensor]
+
+
+def ceilings() -> dict[str, float]:
+    """Measure what this GPU gives.
+
+    Returns:
+        FLOP/s of a bf16 product of 8192^3, bytes/s of a copy of 4 GB (read and written both count), and the
+        seconds of one more launch in a CUDA graph.
+    """
+    size = 8192
+    left, right = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    source = torch.empty(4 << 30, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    one = torch.zeros(1, device="cuda")
+    runs: list[Mapping[str, Provider]] = [
+        {"product": lambda: left @ right, "copy": lambda: target.copy_(source), "launch": lambda: one.add_(1)}
+    ]
+    timings = replayed(runs, repeats=10)
+    return {
+        "flop_per_s": 2 * size**3 / timings["product"].p50_s,
+        "bytes_per_s": 2 * source.numel() / timings["copy"].p50_s,
+        "launch_s": timings["launch"].p50_s,
+    }
+
+
+def floor_s(shape: Mapping[str, int], itemsize: int, limits: Mapping[str, float]) -> float:
+    """Return the least time: operations, or every byte read or written once, and one launch.
+
+    Args:
+        shape: B, R, U, I, N.
+        itemsize: bytes of a number.
+        limits: what `ceilings` returned.
+    """
+    rows, requests, user, item, outputs = (shape[letter] for letter in "BRUIN")
+    flop = 2 * outputs * (rows * item + requests * user)
+    moved = itemsize * (rows * item + requests * user + outputs * (user + item) + rows * outputs)
+    return max(flop / limits["flop_per_s"], moved / limits["bytes_per_s"]) + limits["launch_s"]
+
+
+def replayed(ways: Sequence[Mapping[str, Provider]], repeats: int) -> dict[str, Timing]:
+    """Time every provider as a CUDA graph that goes round the sets of buffers; seconds of one call.
+
+    Args:
+        ways: provider -> call, once for each set of buffers.
+        repeats: timed rounds.
+    """
+    calls = {name: [way[name] for way in ways] for name in ways[0]}
+    graphs = {name: _graph(list(each)) for name, each in calls.items()}
+    timings = interleave(
+        {name: graph.replay for name, (graph, _) in graphs.items()},
+        repeats=repeats,
+        synchronise=torch.cuda.synchronize,
+    )
+    return {
+        name: Timing(*(seconds / graphs[name][1] for seconds in timing)) for name, timing in timings.items()
+    }
+
+
+def _graph(calls: Sequence[Provider]) -> tuple[torch.cuda.CUDAGraph, int]:
+    """Capture rounds of the calls, after warming them up (compilation, tuning) and timing them once."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARMUP):
+            for call in calls:
+                call()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record(stream)
+        for call in calls:
+            call()
+        end.record(stream)
+    torch.cuda.synchronize()
+    # Most of this time may be launches from Python, which a graph does not have: so ten times as many.
+    wanted = round(10 * _REPLAY_S / (start.elapsed_time(end) * 1e-3 + 1e-9))
+    rounds = max(1, min(1000 // len(calls), wanted))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(rounds):
+            for call in calls:
+                call()
+    return graph, rounds * len(calls)
+
+
+def ikbo_providers(
+    path: str, shape: Sequence[int], columns: int, weight_user_NU: Tensor, weight_item_NI: Tensor
+) -> dict[str, Provider]:
+    """IKBO's kernel and its two library products on inputs of its own layout (candidate, width, column).
+
+    Args:
+        path: a copy of FBGEMM's `fbgemm_gpu/experimental/ikbo`.
+        shape: candidates, users, U, I, N.
+        columns: columns of each candidate.
+        weight_user_NU: as ours.
+        weight_item_NI: as ours.
+
+    Raises:
+        ConfigError: there is no IKBO at `path`.
+    """
+    # Its module of the Triton kernel also imports the one for Meta's fork of Triton, which only has to parse.
+    name = "triton.language.extra.tlx"
+    if name not in sys.modules:
+        sys.modules[name] = _Anything(name)
+    sys.path.insert(0, path)
+    try:
+        kernel = importlib.import_module("ikbo.ops.triton_ikbo_lce").triton_ikbo_lce
+        library = importlib.import_module("ikbo.ops.torch_lce").torch_decomposed_lce
+    except ImportError as error:
+        folder = "fbgemm_gpu/experimental/ikbo"
+        raise ConfigError(f"--ikbo {path}: {error}; expected FBGEMM's folder {folder}") from None
+    finally:
+        sys.path.remove(path)
+    candidates, users, user, item, _ = shape
+    options = {"device": "cuda", "dtype": weight_item_NI.dtype}
+    item_BIC = torch.randn(candidates, item, columns, **options)  # type: ignore[call-overload]
+    user_RUC = torch.randn(users, user, columns, **options)  # type: ignore[call-overload]
+    index_B = (torch.arange(candidates, device="cuda") * users // candidates).int()
+    arguments = (weight_item_NI, weight_user_NU, item_BIC, user_RUC, index_B)
+    return {"ikbo_triton": lambda: kernel(*arguments), "ikbo_two_products": lambda: library(*arguments)}
+
+
+class _Anything(ModuleType):
+    """Stands where a module is imported and named in code that never runs."""
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *arguments, **options: None
