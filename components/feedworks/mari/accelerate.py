@@ -42,8 +42,10 @@ def partial_linear(
     if partial_RN.ndim == 1:
         partial_RN = partial_RN.unsqueeze(0)
     if x.ndim == 2:
-        return user_partial_linear(partial_RN, x, weight_NI, request_B, activation=activation)
-    flat = user_partial_linear(partial_RN, x.reshape(-1, x.shape[-1]), weight_NI, None, activation=activation)
+        return user_partial_linear(partial_RN, x, weight_NI, request_B, activation=activation, trusted=True)
+    flat = user_partial_linear(
+        partial_RN, x.reshape(-1, x.shape[-1]), weight_NI, None, activation=activation, trusted=True
+    )
     return flat.reshape(*x.shape[:-1], weight_NI.shape[0])
 
 

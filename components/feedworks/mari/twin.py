@@ -49,6 +49,8 @@ class Graph(nn.Module):
         program: as it is stored.
         names: of its weights, in the order in which `module` takes them before the inputs.
         module: what scores.
+        tree: of the outputs.
+        single: whether that is one tensor.
     """
 
     def __init__(self, program: ExportedProgram, weights: dict[str, Tensor], *, kernels: bool) -> None:
@@ -61,6 +63,9 @@ class Graph(nn.Module):
                 name = str(spec.target).rpartition(".")[2]
                 weights.setdefault(name, state[spec.target].detach())
                 self.names.append(name)
+        # Asking a program for its tree takes longer than scoring with a small one.
+        self.tree = program.call_spec.out_spec
+        self.single = self.tree.is_leaf()
         self.module = accelerated(program) if kernels else program.graph_module
 
 
@@ -119,20 +124,19 @@ class Twin(nn.Module):
         Raises:
             ValueError: the number of inputs or of the user's rows is wrong.
         """
-        leaves = inputs if all(isinstance(x, Tensor) for x in inputs) else pytree.tree_leaves(inputs)
+        leaves = inputs if isinstance(inputs[0], Tensor) else pytree.tree_leaves(inputs)
         self._check(leaves, one=request_B is None)
         graph = self._one if request_B is None else self._many
         weights = [self._buffers[name] for name in graph.names]
         given = leaves if request_B is None else (request_B, *leaves)
         outputs = graph.module.forward(*weights, *given)
-        spec = graph.program.call_spec.out_spec
-        return outputs[0] if spec.is_leaf() else pytree.tree_unflatten(outputs, spec)
+        return outputs[0] if graph.single else pytree.tree_unflatten(outputs, graph.tree)
 
     def _check(self, leaves: Sequence[Tensor], *, one: bool) -> None:
         if len(leaves) != len(self.sides):
             raise ValueError(f"{len(leaves)} inputs; expected {len(self.sides)}: {', '.join(self.sides)}")
         if one:
-            for leaf, (name, side) in zip(leaves, self.sides.items(), strict=True):
+            for leaf, (name, side) in zip(leaves, self.sides.items(), strict=False):
                 if side == "user" and leaf.shape[0] != 1:
                     raise ValueError(
                         f"input {name} has {leaf.shape[0]} rows; give 1, or the request of each row"

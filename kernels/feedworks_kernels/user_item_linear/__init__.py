@@ -66,6 +66,7 @@ def user_partial_linear(
     request_B: Tensor | None = None,
     *,
     activation: str = "none",
+    trusted: bool = False,
 ) -> Tensor:
     """Compute act(item Wi^T + partial[request]): several layers can share one product with the user.
 
@@ -75,6 +76,7 @@ def user_partial_linear(
         weight_item_NI: the item's columns of the weight, in the type of `item_BI`.
         request_B: int32 or int64, row of `partial_RN` that belongs to each candidate; without it R is 1.
         activation: one of `ACTIVATIONS`.
+        trusted: the arguments come from a traced graph; checking them takes longer than a small product.
 
     Returns:
         out_BN in the type of `item_BI`; sums are kept in fp32 at least.
@@ -82,7 +84,8 @@ def user_partial_linear(
     Raises:
         ValueError: as `user_item_linear`.
     """
-    check(partial_RN, item_BI, weight_item_NI, request_B, activation)
+    if not trusted:
+        check(partial_RN, item_BI, weight_item_NI, request_B, activation)
     if torch.compiler.is_compiling():
         out_BN: Tensor = registration.user_partial_linear(
             partial_RN, item_BI, weight_item_NI, request_B, activation
