@@ -10,6 +10,7 @@ import os
 
 import pytest
 import torch
+import triton
 
 from feedworks_kernels import user_item_linear, user_partial_linear
 from feedworks_kernels.testing import assert_close, concatenated_linear, forced, poisoned_memory, random_layer
@@ -37,6 +38,7 @@ GRADIENTS = [
     *((dtype, shape, act) for dtype, shape in zip(DTYPES, SHAPES[1:4], strict=True) for act in ACTIVATIONS),
 ]
 kernel = importlib.import_module("feedworks_kernels.user_item_linear.kernel")
+gradient_module = importlib.import_module("feedworks_kernels.user_item_linear.gradient_kernel")
 
 
 def layer_of(seed, *sizes, dtype=torch.float32):
@@ -178,6 +180,39 @@ def test_nan_goes_through():
         assert out.isnan().all(dim=1).nonzero().flatten().tolist() == [3]
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="on CUDA there is more than one size of tile")
-def test_the_interpreter_has_nothing_to_tune():
+@pytest.mark.skipif(not INTERPRETED, reason="CUDA has tuned in every test before")
+@pytest.mark.parametrize("num_requests", [0, 3])
+def test_tuning(monkeypatch, num_requests):
+    """The tuner runs every tile that fits, on the same outputs; here without clocks, which need a GPU."""
     assert len(kernel.tile_configs()) == 1
+    tried = []
+
+    def without_clock(call, quantiles):
+        call()
+        tried.append(call)
+        return [1.0 / len(tried)] * 3
+
+    for module, name in ((kernel, "forward_kernel"), (gradient_module, "gradient_kernel")):
+        tuner = getattr(module, name)
+        tuned = triton.autotune(
+            configs=kernel.tile_configs(interpreted=False),
+            key=tuner.keys,
+            prune_configs_by={"early_config_prune": tuner.early_config_prune},
+            reset_to_zero=tuner.reset_to_zero,
+            do_bench=without_clock,
+        )(tuner.fn)
+        monkeypatch.setattr(module, name, tuned)
+    layer = layer_of(11, 150, num_requests, 4, 40, 100)
+    floats = [layer[name].requires_grad_() for name in FLOATS]
+    out = user_item_linear(**layer, activation="silu")
+    forward_tried = len(tried)
+    got = torch.autograd.grad(out.square().sum(), floats)
+    double = {
+        name: x.detach().double().requires_grad_() if name in FLOATS else x for name, x in layer.items()
+    }
+    expected = torch.autograd.grad(
+        concatenated_linear(double, "silu").square().sum(), [double[name] for name in FLOATS]
+    )
+    for mine, theirs in zip(got, expected, strict=True):
+        assert (mine - theirs).norm() <= 1e-5 * theirs.norm()
+    assert 3 <= forward_tried < len(tried)

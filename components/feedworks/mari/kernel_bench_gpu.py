@@ -133,10 +133,10 @@ def ikbo_providers(
     finally:
         sys.path.remove(path)
     candidates, users, user, item, _ = shape
-    options = {"device": "cuda", "dtype": weight_item_NI.dtype}
+    options = {"device": weight_item_NI.device, "dtype": weight_item_NI.dtype}
     item_BIC = torch.randn(candidates, item, columns, **options)  # type: ignore[call-overload]
     user_RUC = torch.randn(users, user, columns, **options)  # type: ignore[call-overload]
-    index_B = (torch.arange(candidates, device="cuda") * users // candidates).int()
+    index_B = (torch.arange(candidates, device=weight_item_NI.device) * users // candidates).int()
     arguments = (weight_item_NI, weight_user_NU, item_BIC, user_RUC, index_B)
     return {"ikbo_triton": lambda: kernel(*arguments), "ikbo_two_products": lambda: library(*arguments)}
 

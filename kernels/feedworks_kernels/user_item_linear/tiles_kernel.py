@@ -112,7 +112,7 @@ def activate(x, ACTIVATION: tl.constexpr):
     return x
 
 
-def tile_configs() -> list[triton.Config]:
+def tile_configs(interpreted: bool = INTERPRETED) -> list[triton.Config]:
     """Return the tile sizes to try, (rows, columns, depth, warps, stages); the best is kept per shape."""
     sizes = [
         (128, 128, 64, 8, 4),
@@ -124,7 +124,7 @@ def tile_configs() -> list[triton.Config]:
         (16, 64, 128, 4, 4),
         (32, 32, 32, 4, 4),
     ]
-    if INTERPRETED:
+    if interpreted:
         sizes = [(64, 64, 64, 4, 1)]
     return [
         triton.Config({"BLOCK_B": b, "BLOCK_N": n, "BLOCK_K": k}, num_warps=warps, num_stages=stages)
@@ -132,8 +132,9 @@ def tile_configs() -> list[triton.Config]:
     ]
 
 
-def fitting(configs: list[triton.Config], arguments: Mapping[str, Any], **_: Any) -> list[triton.Config]:
+def fitting(configs: list[triton.Config], placed: Mapping[str, Any], **named: Any) -> list[triton.Config]:
     """Leave out tiles too large for shared memory or registers, or twice as large as the result."""
+    arguments = {**placed, **named}
     size = arguments["item_ptr"].element_size()
     rows, outputs = max(arguments["num_rows"], 16), max(arguments["N"], 32)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from feedworks.errors import ConfigError
 from feedworks.mari import kernel_bench, kernel_bench_gpu
 from feedworks.mari.kernel_bench import OURS, Run, draw, layer_rows, main, providers, table
 
@@ -74,6 +75,12 @@ def test_table():
         {"provider": "other", "shape": shape, "p50_s": 3e-6},
     ]
     assert table(rows).splitlines()[2].split() == ["1,1,2,3,4", "other", "3.0", "3.00"]
+
+
+def test_a_folder_without_ikbo_is_named(tmp_path):
+    weight = torch.zeros(2, 3)
+    with pytest.raises(ConfigError, match=r"--ikbo .*expected FBGEMM's folder"):
+        kernel_bench_gpu.ikbo_providers(str(tmp_path), (4, 2, 3, 3, 2), 8, weight, weight)
 
 
 @pytest.mark.gpu
