@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["linear", "shortened", "user_only", "attention", "sum"]
-Why = Literal["non-linearity", "multiplication", "columns", "rows", "weight", "attention", "shape", "no rule"]
+Why = Literal[
+    "non-linearity", "multiplication", "columns", "rows", "weight", "attention", "cost", "shape", "no rule"
+]
 
 
 @dataclass(frozen=True)

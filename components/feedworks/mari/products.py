@@ -106,8 +106,8 @@ def normed_product(sweep: Sweep, node: Call, normed: Normed, weight: Weight) -> 
     form = replace(normed.form, helped=normed.form.helped | {"layer_norm"})
     product_BN = sweep.whole(product(sweep, form, [Weight(weight.node, graded_ND)]))
     even = (product_BN - normed.mean_B1 * sums_N) * normed.rstd_B1
-    said = f"columns of user and candidate meet in layer_norm, whose deviation scales {weight.node}"
-    return Row(even + sweep.weight(f"{weight.node}_shift", bias), mixed=Mixed(weight.node, "columns", said))
+    said = f"columns of user and candidate meet in layer_norm, whose deviation scales {sweep.current}"
+    return Row(even + sweep.weight(f"{weight.node}_shift", bias), mixed=Mixed(sweep.current, "columns", said))
 
 
 def _operands(form: Form, *, keep: bool) -> list[Operand]:

@@ -9,7 +9,19 @@ import torch
 
 from feedworks.mari.calls import Call, leaves_of, sizes
 from feedworks.mari.found import Mixed, Refusal, Why
-from feedworks.mari.values import Blocks, Folded, Form, Normed, Row, Tall, User, Value, of_user
+from feedworks.mari.values import (
+    Blocks,
+    Folded,
+    Form,
+    Normed,
+    Row,
+    Tall,
+    User,
+    Value,
+    of_user,
+    own_columns,
+    whole_columns,
+)
 
 aten = torch.ops.aten
 PRODUCTS = {
@@ -46,6 +58,13 @@ def refusal(node: Call, arguments: Sequence[Any]) -> Refusal | None:
     first = found[0]
     if first.node:
         return Refusal(node.name, first.reason, first.kind, first.node)
+    form = next((x for x in data if isinstance(x, Form)), None)
+    if form is not None and own_columns(form) >= whole_columns(form):
+        said = (
+            f"reads sums of numbers of user and candidate: cut by side, {own_columns(form)} columns would be "
+            f"multiplied per candidate instead of {whole_columns(form)}"
+        )
+        return Refusal(node.name, said, "cost", node.name)
     return Refusal(node.name, f"no rule for a {operation(node)} of this shape", "shape", node.name)
 
 
@@ -67,8 +86,14 @@ def mixed_of(value: Any) -> Mixed | None:
     return mixed_of(value.form) if isinstance(value, Folded) else None
 
 
-def mixture(node: Call, leaves: Sequence[Any]) -> Mixed | None:
-    """Where the user came into a whole tensor that an operation made of values."""
+def mixture(node: Call, leaves: Sequence[Any], name: str) -> Mixed | None:
+    """Where the user came into a whole tensor that an operation made of values.
+
+    Args:
+        node: the operation, or a stand-in for it.
+        leaves: the values.
+        name: of the operation in the exported graph.
+    """
     data = [x for x in leaves if isinstance(x, Value)]
     already = [mixed for mixed in map(mixed_of, data) if mixed is not None and mixed.node]
     if already:
@@ -76,14 +101,12 @@ def mixture(node: Call, leaves: Sequence[Any]) -> Mixed | None:
     users = any(isinstance(x, User) or of_user(x) for x in data)
     together = any(mixed_of(x) is not None for x in data)
     if together or (users and any(not of_user(x) for x in data)):
-        return _reason(node)
+        return _reason(node, name)
     if users and _axis_of_rows(node):
-        return _met_over(node, "rows")
-    return (
-        Mixed(node.name, "no rule", f"no rule keeps {operation(node)} at one row per request ({node.name})")
-        if users
-        else None
-    )
+        return _met_over(node, name, "rows")
+    if not users:
+        return None
+    return Mixed(name, "no rule", f"no rule keeps {operation(node)} at one row per request ({name})")
 
 
 def operation(node: Call) -> str:
@@ -91,34 +114,24 @@ def operation(node: Call) -> str:
     return str(node.target).removeprefix("aten.").split(".")[0].lstrip("_")
 
 
-def _reason(node: Call) -> Mixed:
-    name = operation(node)
-    at = f"{name} at {node.name}" if name != node.name else name
-    if name in _AXES and _axis_of_rows(node):
-        return _met_over(node, "rows")
-    if name in _AXES or name in _NORMS:
-        return _met_over(node, "columns")
-    kinds: dict[str, tuple[Why, str]] = {
-        **dict.fromkeys(_TWO, ("multiplication", "after numbers of user and candidate were multiplied")),
-        **dict.fromkeys(_COMPARED, ("non-linearity", "after numbers of user and candidate were compared")),
-        **dict.fromkeys(_ATTENTION, ("attention", "after attention between user and candidate")),
-        **dict.fromkeys(("add", "sub"), ("shape", "after user and candidate were added in different shapes")),
-    }
-    if name in kinds:
-        kind, said = kinds[name]
-        return Mixed(node.name, kind, f"{said} ({at})")
-    if name in _NON_LINEAR:
-        said = f"after a non-linearity over numbers of user and candidate together ({at})"
-        return Mixed(node.name, "non-linearity", said)
-    return Mixed(node.name, "no rule", f"no rule keeps user and candidate apart through {at}")
+def _reason(node: Call, name: str) -> Mixed:
+    kind = operation(node)
+    at = f"{kind} at {name}" if kind != name else kind
+    if kind in _AXES and _axis_of_rows(node):
+        return _met_over(node, name, "rows")
+    if kind in _AXES or kind in _NORMS:
+        return _met_over(node, name, "columns")
+    for operations, why, said in _SAID:
+        if kind in operations:
+            return Mixed(name, why, f"{said} ({at})")
+    return Mixed(name, "no rule", f"no rule keeps user and candidate apart through {at}")
 
 
-def _met_over(node: Call, over: Why) -> Mixed:
-    name = operation(node)
+def _met_over(node: Call, name: str, over: Why) -> Mixed:
+    kind = operation(node)
     if over == "rows":
-        return Mixed(node.name, "rows", f"depends on several rows ({name} over the rows at {node.name})")
-    said = f"columns of user and candidate meet in {name} over the columns ({node.name})"
-    return Mixed(node.name, "columns", said)
+        return Mixed(name, "rows", f"depends on several rows ({kind} over the rows at {name})")
+    return Mixed(name, "columns", f"columns of user and candidate meet in {kind} over the columns ({name})")
 
 
 def _axis_of_rows(node: Call) -> bool:
@@ -139,3 +152,10 @@ _NON_LINEAR = {
     "reciprocal", "mish", "erf", "sin", "cos", "square", "prelu", "selu", "celu",
     "relu6", "logit", "round", "floor",
 }  # fmt: skip
+_SAID: tuple[tuple[set[str], Why, str], ...] = (
+    (_TWO, "multiplication", "after numbers of user and candidate were multiplied"),
+    (_COMPARED, "non-linearity", "after numbers of user and candidate were compared"),
+    (_ATTENTION, "attention", "after attention between user and candidate"),
+    ({"add", "sub"}, "shape", "after user and candidate were added in different shapes"),
+    (_NON_LINEAR, "non-linearity", "after a non-linearity over numbers of user and candidate together"),
+)

@@ -130,6 +130,8 @@ class Sweep:
         self.options = options
         self._note, self._refuse = site, refuse
         self._sited: set[str] = set()
+        # Name of the node that is run, in which stand-ins may run others.
+        self.current = ""
         self._request: Tensor | None = None
         self._rows: Any = 1
         self.requests: Any = 1
@@ -179,6 +181,7 @@ class Sweep:
     def _call(self, node: Call, environment: Mapping[Node, Any]) -> Any:
         arguments = list(torch.fx.map_arg(node.args, environment.__getitem__))
         options = torch.fx.map_arg(node.kwargs, environment.__getitem__)
+        self.current = node.name
         result = self.apply(node, arguments, options)
         if node.target in reasons.PRODUCTS and node.name not in self._sited and self.options.cut:
             refusal = reasons.refusal(node, arguments)
@@ -250,8 +253,8 @@ class Sweep:
 
     def site(self, site: Site) -> None:
         """Take note of a product that costs less than in the model."""
-        self._sited.add(site.node)
-        self._note(site)
+        self._sited.add(self.current)
+        self._note(replace(site, node=self.current))
 
     def held(self, value: User | Form) -> User:
         """A value of the user alone as one tensor."""
@@ -346,7 +349,9 @@ class Sweep:
             return result
         shape = node.meta["val"] if not isinstance(node.meta["val"], list | tuple) else None
         rows = result.has_rows if shape is None else self.has_rows(node)
-        return replace(result, has_rows=rows, mixed=result.mixed or reasons.mixture(node, leaves))
+        return replace(
+            result, has_rows=rows, mixed=result.mixed or reasons.mixture(node, leaves, self.current)
+        )
 
 
 def _has_columns(tensor: Tensor) -> bool:

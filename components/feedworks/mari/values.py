@@ -208,6 +208,24 @@ def helped_by(form: Form, name: str) -> Form:
     return replace(form, helped=form.helped | {name})
 
 
+def own_columns(form: Form) -> int:
+    """Columns times positions of candidates' tensors that stand in the form, each counted once."""
+    total = 0
+    atoms = {id(term.atom.tensor): term.atom for term in form.terms if not term.atom.of_user}
+    for key, atom in atoms.items():
+        covered, end = 0, 0
+        for start, stop in sorted(term.cut for term in form.terms if id(term.atom.tensor) == key):
+            covered += max(0, stop - max(start, end))
+            end = max(end, stop)
+        total += covered * prod(int(size) for size in atom.tensor.shape[1:-1])
+    return total
+
+
+def whole_columns(form: Form) -> int:
+    """Columns times positions of the form in the model, for one candidate."""
+    return form.width * prod(int(size) for size in form.middle)
+
+
 def compact(form: Form) -> Form:
     """Terms of one side that stand in the same columns are added up at their own rows."""
     groups: dict[tuple[bool, int, int, tuple[int, ...]], list[Term]] = {}
@@ -230,9 +248,7 @@ def saves(form: Form) -> bool:
 
     They do not where a tensor of all columns, such as a cross layer's product, was added to them.
     """
-    runs = {(id(t.atom.tensor), t.cut): t for t in form.terms if not t.atom.of_user}
-    apart = sum(run.width * prod(run.atom.tensor.shape[1:-1]) for run in runs.values())
-    return bool(apart < form.width * prod(form.middle))
+    return own_columns(form) < whole_columns(form)
 
 
 def tiles(form: Form) -> bool:

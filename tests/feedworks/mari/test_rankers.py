@@ -10,15 +10,15 @@ from .test_convert import twin_of, widths
 USER, ITEM = FEATURES.user_width, FEATURES.item_width
 HIDDEN, EMBEDDING = 8, FEATURES.width
 
-# Columns of (user, item) at each product, in the order of the graph. Where x0 is both sides, the second cross
-# layer of DCNv2 reads x0 * (W x0 + b) + x0: its last term is cut again, beside the product of all columns.
+# Columns of (user, item) at each product, in the order of the graph. The second cross layer of DCNv2 reads
+# x0 * (W x0 + b) + x0, in which both are everywhere.
 WIDTHS = {
     "mlp": [(USER, ITEM)],
     "mmoe": [(USER, ITEM)] * 5,  # three experts, two gates
     "mmoe of one task": [(USER, ITEM)] * 3,
     "din": [(EMBEDDING, 2 * EMBEDDING), (USER, ITEM + EMBEDDING)],  # k (W2 - W3); q (W1 + W3) and (q * k) W4
     "din over fields": [(EMBEDDING, 2 * EMBEDDING), (USER, ITEM + EMBEDDING)],
-    "dcnv2": [(USER, ITEM), (USER, ITEM + USER + ITEM), (USER, ITEM)],
+    "dcnv2": [(USER, ITEM), (USER, ITEM)],
     "ppnet": [(EMBEDDING + USER, EMBEDDING + ITEM), (USER, ITEM), (EMBEDDING + USER, EMBEDDING + ITEM)],
     "pepnet": [(EMBEDDING + USER, ITEM), (2 * EMBEDDING, EMBEDDING + USER + ITEM)],
 }

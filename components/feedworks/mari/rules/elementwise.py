@@ -34,6 +34,14 @@ def _pointwise(sweep: Sweep, node: Call, arguments: list[Any]) -> Form | None:
     )
 
 
+@rule(aten.softmax.int, aten._softmax.default, aten.log_softmax.int)
+def _soft(sweep: Sweep, node: Call, arguments: list[Any]) -> Form | None:
+    """A softmax over positions, column by column."""
+    form = arguments[0]
+    inside = isinstance(form, Form) and values.tiles(form) and 0 < arguments[1] % rank(node) < rank(node) - 1
+    return None if not inside or lazy(form) else _on_pieces(node, form, arguments[1:], node.kwargs)
+
+
 @rule(aten.prelu.default)
 def _prelu(sweep: Sweep, node: Call, arguments: list[Any]) -> Form | None:
     form, slope = arguments
@@ -85,7 +93,11 @@ def _sum(sweep: Sweep, node: Call, arguments: list[Any]) -> Any:
     total = values.add(first, second, sign)
     if not (total.mixed or lazy(total)):
         return None
-    return total if values.saves(total) else _broadcast(sweep, node, arguments)
+    if values.own_columns(total) > values.whole_columns(total):
+        total = values.compact(total)
+    if values.own_columns(total) > values.whole_columns(total):
+        return _broadcast(sweep, node, arguments)
+    return total
 
 
 def _alike(left: Form, right: Form) -> bool:

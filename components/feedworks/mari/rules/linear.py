@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from feedworks.mari import values
-from feedworks.mari.calls import Call, sizes
+from feedworks.mari.calls import Call, Stand, raw, sizes
 from feedworks.mari.products import Weight, normed_product, product
 from feedworks.mari.rules.elementwise import lazy
 from feedworks.mari.rules.tables import SAME, argument, rank
 from feedworks.mari.sweep import Sweep, rule
-from feedworks.mari.values import Form, Normed, Row, User
+from feedworks.mari.values import Form, Normed, Row, User, Value
 
 aten = torch.ops.aten
 
@@ -29,11 +29,15 @@ def _linear(sweep: Sweep, node: Call, arguments: list[Any]) -> Form | Row | None
 
 
 @rule(aten.addmm.default)
-def _addmm(sweep: Sweep, node: Call, arguments: list[Any]) -> Form | Row | None:
+def _addmm(sweep: Sweep, node: Call, arguments: list[Any]) -> Any:
     bias_N, data, weight_DN = arguments
     if isinstance(bias_N, User) and isinstance(data, Row) and isinstance(weight_DN, Tensor):
         # A product that begins at the user's part, as in a twin, is cut already.
         return Row(torch.addmm(sweep.broadcast(bias_N), data.tensor, weight_DN))
+    if isinstance(bias_N, Value):
+        mm = Stand(f"{node.name}_mm", aten.mm.default, node.args[1:], raw(node))
+        add = Stand(f"{node.name}_add", aten.add.Tensor, (mm, node.args[0]), raw(node))
+        return sweep.apply(add, [sweep.apply(mm, [data, weight_DN]), bias_N])
     if not isinstance(weight_DN, Tensor) or not isinstance(bias_N, Tensor) or bias_N.ndim != 1:
         return None
     return times(sweep, node, data, weight_DN.t(), bias_N.expand(weight_DN.shape[1]))

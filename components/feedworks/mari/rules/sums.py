@@ -25,7 +25,7 @@ def _over_columns(sweep: Sweep, node: Call, arguments: list[Any]) -> Form | Row 
         return None
     if axes_of(node, 1) != [len(form.middle) + 1]:
         return None
-    keep = bool(argument(node, 2, False))
+    keep, form = bool(argument(node, 2, False)), values.compact(form)
     by = 1.0 if node.target == aten.sum.dim_IntList else 1.0 / form.width
     parts = [(values.tensor_of(term).sum(dim=-1, keepdim=True) * by, term) for term in form.terms]
     terms = tuple(Term(replace(term.atom, tensor=part), 0, (0, 1)) for part, term in parts)
