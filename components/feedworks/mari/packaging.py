@@ -47,7 +47,7 @@ def write_package(folder: Path, cfg: MariConfig) -> str:
     ]
     digests = {str(path.relative_to(folder)): _sha256(path) for path in served}
     lines = "\n".join(f"{name} {digest}" for name, digest in digests.items())
-    tag = f"mari-{hashlib.sha256(lines.encode()).hexdigest()[:12]}"
+    tag = f"mari:{hashlib.sha256(lines.encode()).hexdigest()[:16]}"
     write_model_card(folder / "README.md", _card(tag, folder, cfg))
     others = ("sites.json", "metrics.json", "README.md")
     digests |= {name: _sha256(folder / name) for name in others}

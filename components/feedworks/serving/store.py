@@ -10,8 +10,11 @@ from pathlib import Path
 
 import click
 
-from feedworks.errors import FeedworksError
+from feedworks.errors import DataError, FeedworksError, ModelError
+from feedworks.storage import read_json
 from feedworks.training.checkpoint import load_extra
+
+PACKAGE_FILE = "package.json"
 
 
 def store_model(folder: Path) -> str:
@@ -24,11 +27,20 @@ def store_model(folder: Path) -> str:
     """
     import bentoml
 
-    tag = str(load_extra(folder)["tag"])
+    tag = _tag(folder)
     if tag not in {str(model.tag) for model in bentoml.models.list()}:
         with bentoml.models.create(tag) as model:
             shutil.copytree(folder, model.path, dirs_exist_ok=True)
     return tag
+
+
+def _tag(folder: Path) -> str:
+    """The tag in the package.json of a model of several files, else in the config.json of one of weights."""
+    package = folder / PACKAGE_FILE
+    try:
+        return str((read_json(package) if package.is_file() else load_extra(folder))["tag"])
+    except (DataError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder} holds no tag ({error}); package the model again") from None
 
 
 @click.command()

@@ -50,7 +50,7 @@ def test_a_run_proves_its_twin_equal_and_packages_it(trained_run: Path) -> None:
         "mari",
         "mari_fragmented",
     }
-    assert read_json(trained_run / "model" / "package.json")["tag"].startswith("mari-")
+    assert read_json(trained_run / "model" / "package.json")["tag"].startswith("mari:")
 
 
 def test_the_same_run_again_does_nothing_and_a_fresh_one_gives_the_same_model(

@@ -1,0 +1,108 @@
+"""MaRI on this machine, by both runners of `feedworks run`: a trained ranker, and a model from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from feedworks.contracts.synthetic_ranking import write_synthetic_ranking
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = os.pathsep.join([str(ROOT / "components"), str(ROOT / "kernels")])
+THEIRS = ROOT / "tests" / "feedworks" / "mari" / "theirs.py"
+SIDES = {
+    "inputs": [
+        {"name": "profile", "side": "user", "shape": [60]},
+        {"name": "item", "side": "item", "dtype": "int64", "sizes": [50]},
+        {"name": "match", "side": "cross", "shape": [4]},
+    ],
+    "outputs": ["click", "buy"],
+}
+QUICK = [
+    *("--set", "training.epochs=1", "--set", "bench.rows=1,50", "--set", "bench.repeats=3"),
+    *("--set", "evaluation.bootstrap=20", "--set", "verify.requests=1,7"),
+]
+RUNNERS = ["steps", "kfp"]
+
+
+def run_mari(out: Path, *words: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = ["run", "mari", "--preset", "tiny", "--out", str(out), *QUICK, *map(str, words)]
+    return subprocess.run(
+        [sys.executable, "-m", "feedworks", *command],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def both(folder: Path, *words: str | Path, cwd: Path = ROOT) -> str:
+    """Run with both runners into `folder`, compare, return what the second one printed."""
+    for runner in RUNNERS:
+        result = run_mari(folder / runner, *words, "--runner", runner, cwd=cwd)
+        assert result.returncode == 0, result.stderr[-4000:]
+    steps, kfp = (folder / runner for runner in RUNNERS)
+    assert (steps / "metrics.json").read_bytes() == (kfp / "metrics.json").read_bytes()
+    assert contents(steps / "model") == contents(kfp / "model")
+    for out in (steps, kfp):
+        assert (out / "report.html").read_text().lower().startswith("<!doctype html")
+        assert json.loads((out / "bench.json").read_text())["rows"]
+    return result.stdout
+
+
+def test_both_runners_give_the_same_metrics_and_the_same_twin(tmp_path: Path) -> None:
+    data = write_synthetic_ranking(tmp_path / "data", num_rows=2000, seed=1)
+    said = both(tmp_path, "--data", data)
+    tables = [line.split()[0] for line in said.splitlines() if line and not line.startswith(" ")]
+    assert {"twin", "original", "logistic", "equal", "float32", "flops", "speed", "mari"} <= set(tables)
+    assert f"model: {tmp_path / 'kfp' / 'model'}" in said
+
+
+def test_a_model_from_outside_goes_through_the_same_pipeline(checkout: Path) -> None:
+    words = ("--model", "ranker.py:build", "--sides", "sides.json")
+    assert "auc" not in both(checkout / "out", *words, cwd=checkout)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with the pipelines and a model of somebody else."""
+    shutil.copy(THEIRS, tmp_path / "ranker.py")
+    (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
+    (tmp_path / "sides.json").write_text(json.dumps(SIDES))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--model", "ranker.py:build"], 2, "--model and --sides go together"),
+        (["--sides", "sides.json"], 2, "--model and --sides go together"),
+        (["--model", "ranker.py", "--sides", "sides.json"], 2, "MODULE:CALLABLE"),
+        (["--model", "ranker.py:build", "--sides", "absent.json"], 2, "does not exist"),
+        (["--model", "ranker.py:build", "--sides", "ranker.py"], 1, "cannot be read as JSON"),
+        (["--data", "."], 1, "expected a ranking data folder"),
+        (["--runner", "kfp", "--data", "."], 1, "expected a ranking data folder"),
+        (
+            ["--runner", "kfp", "--model", "ranker.py:fails", "--sides", "sides.json"],
+            1,
+            "RuntimeError: no weights to be found",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(checkout: Path, words: list[str], code: int, said: str) -> None:
+    result = run_mari(checkout / "out", *words, cwd=checkout)
+    assert result.returncode == code, result.stderr
+    assert said in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert not (checkout / "out" / "metrics.json").exists()
