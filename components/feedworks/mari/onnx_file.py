@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 
 from feedworks.errors import ModelError
 from feedworks.mari.programs import quiet
+from feedworks.mari.twin import Twin
 
 
 def save_onnx(program: ExportedProgram, path: Path) -> None:
@@ -42,18 +43,35 @@ def save_onnx(program: ExportedProgram, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def save_twin(twin: Twin, folder: Path) -> None:
+    """Write one.onnx and many.onnx, a twin's programs for one request and for several.
+
+    Raises:
+        ModelError: an operation has no form in ONNX.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, program in zip(("one", "many"), twin.programs, strict=True):
+        save_onnx(program, folder / f"{name}.onnx")
+
+
 def onnx_session(path: Path, *, threads: int = 0) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
     """Open an ONNX file on the CPU; returns a function from its inputs, in order, to its outputs.
 
     Args:
         path: of the file.
         threads: for one product; 0 lets onnxruntime choose.
+
+    Raises:
+        ModelError: the file is missing or damaged.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class of its own for each way a file can be wrong
+        raise ModelError(f"{path} cannot be read as ONNX ({str(error).splitlines()[0]})") from None
     names = [each.name for each in session.get_inputs()]
 
     def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from feedworks.mari.onnx_file import onnx_session
 from feedworks.mari.programs import weights_of
 from feedworks.mari.samples import Sample, tiled
 from feedworks.mari.schema import RankerSchema
@@ -100,6 +102,35 @@ def verify(
     return found
 
 
+def verify_onnx(
+    program: ExportedProgram,
+    folder: Path,
+    schema: RankerSchema,
+    samples: Sequence[Sample],
+    tolerance: Tolerance | None = None,
+) -> list[Comparison]:
+    """The same in float32 for a twin's ONNX files, scored by onnxruntime; their type reads `onnx`.
+
+    Args:
+        program: the exported model.
+        folder: holds one.onnx and many.onnx.
+        schema: of both.
+        samples: of one request or of several.
+        tolerance: when scores count as equal.
+    """
+    sessions = {graph: onnx_session(folder / f"{graph}.onnx") for graph in ("one", "many")}
+    found = []
+    for sample in samples:
+        graph = "many" if len(set(sample.request_B.tolist())) > 1 else "one"
+        given = (sample.request_B, *sample.inputs) if graph == "many" else sample.inputs
+        outputs = sessions[graph]([tensor.numpy() for tensor in given])
+        truth, model = (_scores(program, tiled(schema, sample), t) for t in (torch.float64, torch.float32))
+        compare = _Compare("float32", graph, sample.request_B, tolerance or Tolerance())
+        compared = compare(truth, model, _joined([torch.from_numpy(each) for each in outputs]))
+        found.append(replace(compared, dtype="onnx"))
+    return found
+
+
 @dataclass(frozen=True)
 class _Compare:
     dtype: str
@@ -178,8 +209,11 @@ def _run(module: torch.fx.GraphModule, given: Sequence[Tensor], dtype: torch.dty
     with torch.inference_mode():
         cast = (tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in given)
         outputs = _InType(module, dtype).run(*cast)
-    columns = [x if x.ndim > 1 else x.unsqueeze(1) for x in pytree.tree_leaves(outputs)]
-    return torch.cat(columns, dim=1).double()
+    return _joined(pytree.tree_leaves(outputs))
+
+
+def _joined(outputs: Sequence[Tensor]) -> Tensor:
+    return torch.cat([x if x.ndim > 1 else x.unsqueeze(1) for x in outputs], dim=1).double()
 
 
 class _InType(torch.fx.Interpreter):

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import zipfile
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from feedworks.errors import ModelError
 from feedworks.mari import Twin, flops, reparameterise
-from feedworks.mari.onnx_file import onnx_session, save_onnx
+from feedworks.mari.onnx_file import save_onnx, save_twin
 from feedworks.mari.programs import load_program, save_program
-from feedworks.mari.samples import draw, export_ranker, one_request, tiled
+from feedworks.mari.samples import draw, export_ranker, tiled
 from feedworks.mari.schema import ModelInput, RankerSchema
-from feedworks.mari.verify import swapped_pairs, verify
+from feedworks.mari.verify import swapped_pairs, verify, verify_onnx
 
 SCHEMA = RankerSchema(
     inputs=(
@@ -115,14 +114,16 @@ def test_a_saved_twin_scores_the_same_and_merges_back(pair, tmp_path):
 
 
 def test_onnx_scores_the_same(pair, tmp_path):
-    _, twin = pair
-    cases = [(twin.programs[0], one_request(SCHEMA, rows)) for rows in (1, 2, 9)]
-    cases.append((twin.programs[1], (SEVERAL.request_B, *SEVERAL.inputs)))
-    for program, inputs in cases:
-        save_onnx(program, tmp_path / "model.onnx")
-        found = onnx_session(tmp_path / "model.onnx")([tensor.numpy() for tensor in inputs])
-        expected = twin(*inputs) if len(inputs) == 3 else twin(*inputs[1:], request_B=inputs[0])
-        np.testing.assert_allclose(found[0], expected.detach().numpy(), rtol=1e-5, atol=1e-6)
+    program, twin = pair
+    save_twin(twin, tmp_path)
+    samples = [*(draw(SCHEMA, [rows]) for rows in (1, 2, 9)), SEVERAL]
+    found = verify_onnx(program, tmp_path, SCHEMA, samples)
+    assert [(each.dtype, each.graph) for each in found] == [("onnx", "one")] * 3 + [("onnx", "many")]
+    assert all(each.equal for each in found), found
+    save_onnx(twin.programs[1], tmp_path / "one.onnx")
+    (tmp_path / "many.onnx").unlink()
+    with pytest.raises(ModelError, match=r"many.onnx.*cannot be read"):
+        verify_onnx(program, tmp_path, SCHEMA, samples)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 1000])
