@@ -91,11 +91,14 @@ class ConvertConfig:
         layout: `neat` has one product per side; `keep` one for each block of columns as they lie.
         pad_to: widths of products are filled with zeros to a multiple of this, for tensor cores.
         rows: candidates of a request for which the report counts operations.
+        onnx: also write the twin as ONNX, which the proof then holds to the model too; for models all of
+            whose operations ONNX has. The role `export` installs what it takes.
     """
 
     layout: Literal["neat", "keep"] = "neat"
     pad_to: int = 1
     rows: tuple[int, ...] = (1, 100, 1000)
+    onnx: bool = False
 
     def __post_init__(self) -> None:
         if self.layout not in ("neat", "keep"):
@@ -241,6 +244,7 @@ def small() -> MariConfig:
         tiny(),
         ranker=RankerConfig(width=10, hidden=(400, 400, 400), dropout=0.2, batch_norm=True),
         training=TrainConfig(epochs=20, batch_size=4096, lr=1e-3, patience=2),
+        convert=ConvertConfig(onnx=True),
         verify=VerifyConfig(),
         bench=BenchConfig(),
         evaluation=EvaluationConfig(),
@@ -253,7 +257,7 @@ def paper() -> MariConfig:
     return replace(
         small(),
         ranker=RankerConfig(width=64, hidden=(1024, 512, 256), dropout=0.2, batch_norm=True),
-        convert=ConvertConfig(pad_to=8),
+        convert=ConvertConfig(pad_to=8, onnx=True),
     )
 
 

@@ -81,13 +81,13 @@ def replayed(ways: Sequence[Mapping[str, Provider]], repeats: int) -> dict[str, 
 
 def _graph(calls: Sequence[Provider]) -> tuple[torch.cuda.CUDAGraph, int]:
     """Capture rounds of the calls, after warming them up (compilation, tuning) and timing them once."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(_WARMUP):
             for call in calls:
                 call()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record(stream)
         for call in calls:
             call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import warnings
@@ -21,8 +22,9 @@ def save_onnx(program: ExportedProgram, path: Path) -> None:
     """Write a program as ONNX; rows and requests stay symbolic, inputs keep their names.
 
     Raises:
-        ModelError: an operation has no form in ONNX.
+        ModelError: an operation has no form in ONNX, or what writes it is not installed.
     """
+    _require("onnxscript")
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)  # it lists every library that is not there
@@ -64,6 +66,7 @@ def onnx_session(path: Path, *, threads: int = 0) -> Callable[[Sequence[np.ndarr
     Raises:
         ModelError: the file is missing or damaged.
     """
+    _require("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -78,3 +81,8 @@ def onnx_session(path: Path, *, threads: int = 0) -> Callable[[Sequence[np.ndarr
         return list(session.run(None, dict(zip(names, inputs, strict=True))))
 
     return run
+
+
+def _require(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ModelError(f"ONNX needs {package}, which is not installed; install feedworks[export]")

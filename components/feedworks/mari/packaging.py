@@ -23,7 +23,7 @@ from feedworks.metrics.ranking import Interval
 from feedworks.reports.model_card import ModelCard, write_model_card
 from feedworks.storage import read_json, write_json
 
-PACKAGE_FILE, TWIN_FOLDER = "package.json", "twin"
+PACKAGE_FILE, TWIN_FOLDER, ONNX_FOLDER = "package.json", "twin", "onnx"
 FILES = {
     PACKAGE_FILE: "tag, checksums, what the twin was made from",
     SIDES_FILE: "the model's inputs, and whose they are",
@@ -31,6 +31,7 @@ FILES = {
     f"{TWIN_FOLDER}/many.pt2": "the program for several requests in one batch",
     f"{TWIN_FOLDER}/origin.json": "where the model's own weights are in the twin's",
     f"{TWIN_FOLDER}/kept.safetensors": "those of the model's weights that are not",
+    f"{ONNX_FOLDER}/one.onnx, {ONNX_FOLDER}/many.onnx": "the same programs as ONNX, if the settings asked",
     "sites.json": "the coloured graph, the cut products, operations before and after",
     "metrics.json": "metrics of the run",
 }
@@ -49,7 +50,8 @@ def write_package(folder: Path, cfg: MariConfig) -> str:
     lines = "\n".join(f"{name} {digest}" for name, digest in digests.items())
     tag = f"mari:{hashlib.sha256(lines.encode()).hexdigest()[:16]}"
     write_model_card(folder / "README.md", _card(tag, folder, cfg))
-    others = ("sites.json", "metrics.json", "README.md")
+    onnx = [str(path.relative_to(folder)) for path in sorted((folder / ONNX_FOLDER).glob("*.onnx"))]
+    others = ("sites.json", "metrics.json", "README.md", *onnx)
     digests |= {name: _sha256(folder / name) for name in others}
     made_from = cfg.outside.model.rpartition("/")[2] or f"ranker {cfg.ranker.arch}, trained"
     facts = {"tag": tag, "files": digests, "made_from": made_from, "feedworks": __version__}

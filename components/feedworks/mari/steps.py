@@ -21,8 +21,9 @@ from feedworks.mari.config import MariConfig
 from feedworks.mari.convert import Conversion, reparameterise
 from feedworks.mari.data import read_rows, schema_of, without_contradictions
 from feedworks.mari.gate import finite, flat_metrics, reasons, speedup
+from feedworks.mari.onnx_file import save_twin
 from feedworks.mari.outside import load_outside, require_names, require_scores
-from feedworks.mari.packaging import TWIN_FOLDER, intervals, write_package
+from feedworks.mari.packaging import ONNX_FOLDER, TWIN_FOLDER, intervals, write_package
 from feedworks.mari.programs import load_program, save_program
 from feedworks.mari.quality import measure_quality
 from feedworks.mari.rankers import build_ranker
@@ -33,7 +34,7 @@ from feedworks.mari.sites import cut_sites, site_report
 from feedworks.mari.timing import time_model
 from feedworks.mari.training import train_ranker
 from feedworks.mari.twin import Twin
-from feedworks.mari.verify import Tolerance
+from feedworks.mari.verify import Tolerance, verify_onnx
 from feedworks.mari.verify import verify as compare
 from feedworks.progress import say
 from feedworks.results import BENCH
@@ -156,27 +157,25 @@ def colour_graph(ranker: Path, out_dir: Path, cfg: MariConfig) -> Sites:
 
 
 def reparameterise_ranker(ranker: Path, out_dir: Path, cfg: MariConfig) -> None:
-    """Cut the weights; writes the twin beside its schema."""
+    """Cut the weights; writes the twin beside its schema, and as ONNX where the settings ask for it."""
     program, schema = load_ranker(ranker)
     with atomic_folder(out_dir) as folder:
         schema.write(folder / SIDES_FILE)
-        _converted(program, schema, cfg).twin.save(folder / TWIN_FOLDER)
+        twin = _converted(program, schema, cfg).twin
+        twin.save(folder / TWIN_FOLDER)
+        if cfg.convert.onnx:
+            save_twin(twin, folder / ONNX_FOLDER)
 
 
 def verify(ranker: Path, twin: Path, out_dir: Path, cfg: MariConfig) -> Verified:
     """Score samples with the model and its twin, in every type; writes verdict.json."""
     program, schema = load_ranker(ranker)
-    wanted = cfg.verify
-    found = compare(
-        program,
-        Twin.load(twin / TWIN_FOLDER),
-        schema,
-        _samples(schema, cfg),
-        dtypes=wanted.dtypes,
-        tolerance=Tolerance(
-            rtol=wanted.rtol, atol=wanted.atol, low_ratio=wanted.low_ratio, gap=wanted.min_gap
-        ),
-    )
+    wanted, samples = cfg.verify, _samples(schema, cfg)
+    tolerance = Tolerance(rtol=wanted.rtol, atol=wanted.atol, low_ratio=wanted.low_ratio, gap=wanted.min_gap)
+    loaded = Twin.load(twin / TWIN_FOLDER)
+    found = compare(program, loaded, schema, samples, dtypes=wanted.dtypes, tolerance=tolerance)
+    if (twin / ONNX_FOLDER).is_dir():
+        found += verify_onnx(program, twin / ONNX_FOLDER, schema, samples, tolerance)
     rows = [finite(asdict(each)) for each in found]
     with atomic_folder(out_dir) as folder:
         write_json(folder / "verdict.json", {"equal": all(each.equal for each in found), "rows": rows})
@@ -243,7 +242,9 @@ def package(twin: Path, sites: Path, evaluation: Path, out_dir: Path, cfg: MariC
     """One folder with all that serving needs, and a model card."""
     with atomic_folder(out_dir) as folder:
         shutil.copyfile(twin / SIDES_FILE, folder / SIDES_FILE)
-        shutil.copytree(twin / TWIN_FOLDER, folder / TWIN_FOLDER)
+        for name in (TWIN_FOLDER, ONNX_FOLDER):
+            if (twin / name).is_dir():
+                shutil.copytree(twin / name, folder / name)
         shutil.copyfile(sites / "sites.json", folder / "sites.json")
         shutil.copyfile(evaluation / "metrics.json", folder / "metrics.json")
         return Packaged(write_package(folder, cfg))
