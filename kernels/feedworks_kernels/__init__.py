@@ -1,4 +1,4 @@
-"""Operators of the collection's hot paths: a readable definition, a fast PyTorch form, later a Triton kernel.
+"""Operators of the collection's hot paths: a readable definition, a fast PyTorch form, Triton kernels.
 
 Depends on torch (and triton where installed) alone. `FEEDWORKS_KERNELS=reference|eager|triton` forces a form.
 """

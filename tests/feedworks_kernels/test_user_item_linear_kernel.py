@@ -7,19 +7,18 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
+
+from feedworks_kernels.machine_code import compile_for_gpu
 
 triton = pytest.importorskip("triton")
 kernel = importlib.import_module("feedworks_kernels.user_item_linear.kernel")
 gradient_kernel = importlib.import_module("feedworks_kernels.user_item_linear.gradient_kernel")
 tiles_kernel = importlib.import_module("feedworks_kernels.user_item_linear.tiles_kernel")
 CASES = Path(__file__).with_name("kernel_user_item_linear.py")
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SIZES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
@@ -40,91 +39,42 @@ def test_on_the_gpu():
     assert run_cases(interpreted=False) > 80
 
 
-class Machine(NamedTuple):
-    """What the assembler reports, and how often every instruction stands in the program."""
-
-    registers: int
-    stack: int
-    count: Counter
+def widths(stride=400):
+    return {"N": 256, "I": 400, "ITEM_STRIDE": stride, "WEIGHT_STRIDE": stride, "PARTIAL_STRIDE": 256}
 
 
-def compiled(function, pointers, constants, warps, stages, tmp_path):
-    """Compile for a Hopper GPU, which need not be here."""
-    names = function.arg_names
-    integers = {"num_rows", "num_requests", "tuned_rows"} & set(names)
-    constants = constants | {name: None for name in names if name not in {*pointers, *constants, *integers}}
-    signature = {n: pointers.get(n, "i32" if n in integers else "constexpr") for n in names}
-    source = triton.compiler.ASTSource(
-        function,
-        signature=signature,
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in pointers},
-    )
-    target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
-    options = {"num_warps": warps, "num_stages": stages, **tiles_kernel.OPTIONS}
-    cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(triton.compile(source, target=target, options=options).asm["cubin"])
-    usage = _tool("cuobjdump", "-res-usage", cubin)
-    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
-    words = re.findall(
-        r"^\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)\b", _without_addresses(_tool("nvdisasm", "-c", cubin)), re.M
-    )
-    return Machine(registers, stack, Counter(words))
+def compiled(function, pointers, constants, config):
+    integers = tuple({"num_rows", "num_requests", "tuned_rows"} & set(function.arg_names))
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **tiles_kernel.OPTIONS}
+    return compile_for_gpu(function, pointers, constants | config.kwargs, integers=integers, **options)
 
 
-def _tool(name, *arguments):
-    return subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
-
-
-def _without_addresses(text):
-    return re.sub(r"/\*[0-9a-f]+\*/", "", text)
-
-
-def widths(stride=400, **more):
-    return {"N": 256, "I": 400, "ITEM_STRIDE": stride, "WEIGHT_STRIDE": stride, "PARTIAL_STRIDE": 256} | more
-
-
-def forward(dtype, config, several, activation, tmp_path, stride=400, precision="tf32"):
+def forward(dtype, config, several, activation, stride=400, precision="tf32"):
     """Compile the forward kernel with one size of tile."""
     floats = f"*{SIZES[dtype]}"
     pointers = {"item_ptr": floats, "weight_ptr": floats, "partial_ptr": "*fp32", "out_ptr": floats}
     pointers |= {"request_ptr": "*i64"} if several else {}
     options = {"SEVERAL": several, "ACTIVATION": activation, "PRECISION": precision, "UPCAST": False}
-    constants = widths(stride) | options | config.kwargs
-    return compiled(
-        kernel.forward_kernel.fn, pointers, constants, config.num_warps, config.num_stages, tmp_path
-    )
+    return compiled(kernel.forward_kernel.fn, pointers, widths(stride) | options, config)
 
 
-def gradient(dtype, config, several, activation, tmp_path):
+def gradient(dtype, config, several, activation):
     """Compile the gradient kernel with one size of tile."""
     floats = f"*{SIZES[dtype]}"
     names = ("item_ptr", "weight_ptr", "grad_ptr", "out_ptr", "grad_mixed_ptr")
     pointers = dict.fromkeys(names, floats) | {"partial_ptr": "*fp32", "grad_partial_ptr": "*fp32"}
     pointers |= {"request_ptr": "*i64"} if several else {}
     options = {"SEVERAL": several, "ACTIVATION": activation, "PRECISION": "tf32", "UPCAST": False}
-    constants = widths() | options | {"RECOMPUTE": activation in ("silu", "gelu")} | config.kwargs
-    return compiled(
-        gradient_kernel.gradient_kernel.fn, pointers, constants, config.num_warps, config.num_stages, tmp_path
-    )
-
-
-def assert_nothing_spills(machine):
-    assert machine.stack == 0
-    assert not [word for word in machine.count if word.startswith(("STL", "LDL"))]
+    options |= {"RECOMPUTE": activation in ("silu", "gelu")}
+    return compiled(gradient_kernel.gradient_kernel.fn, pointers, widths() | options, config)
 
 
 def assert_fast(machine, tensor_cores):
     """Operands come by 128-bit copies to shared memory, results leave by 128-bit stores."""
-    assert_nothing_spills(machine)
-    assert total(machine, tensor_cores) > 0
-    assert total(machine, "LDGSTS.E.BYPASS.128") > 0
-    assert total(machine, "LDGSTS") == total(machine, "LDGSTS.E.BYPASS.128")
-    assert total(machine, "STG.E.128") > 0
-
-
-def total(machine, prefix):
-    return sum(number for word, number in machine.count.items() if word.startswith(prefix))
+    assert not machine.spills()
+    assert machine.total(tensor_cores) > 0
+    assert machine.total("LDGSTS") == machine.total("LDGSTS.E.BYPASS.128") > 0
+    assert machine.total("STG.E.128") > 0
 
 
 def offered(dtype):
@@ -143,67 +93,65 @@ def wgmma(config):
 
 
 @pytest.mark.parametrize("config", offered(torch.bfloat16), ids=name)
-def test_every_tile_for_hopper(config, tmp_path):
-    assert_fast(forward(torch.bfloat16, config, True, "gelu", tmp_path), wgmma(config))
+def test_every_tile_for_hopper(config):
+    assert_fast(forward(torch.bfloat16, config, True, "gelu"), wgmma(config))
 
 
 # The largest tiles are the ones that run out of registers.
 @pytest.mark.parametrize("config", offered(torch.bfloat16)[:2], ids=name)
 @pytest.mark.parametrize("several", [False, True])
-def test_gradient_for_hopper(config, several, tmp_path):
-    machine = gradient(torch.bfloat16, config, several, "gelu", tmp_path)
+def test_gradient_for_hopper(config, several):
+    machine = gradient(torch.bfloat16, config, several, "gelu")
     assert_fast(machine, wgmma(config))
-    assert total(machine, "LDG.E.128") > 0
+    assert machine.total("LDG.E.128") > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_one_request_for_hopper(dtype, tmp_path):
-    assert_fast(forward(dtype, offered(dtype)[0], False, "silu", tmp_path), "HGMMA")
+def test_one_request_for_hopper(dtype):
+    assert_fast(forward(dtype, offered(dtype)[0], False, "silu"), "HGMMA")
 
 
 @pytest.mark.parametrize("config", offered(torch.float32)[:1], ids=name)
-def test_fp32_for_hopper(config, tmp_path):
-    assert_fast(forward(torch.float32, config, True, "gelu", tmp_path), "HGMMA")
-    assert_fast(gradient(torch.float32, config, True, "gelu", tmp_path), "HGMMA")
-    exact = forward(torch.float32, config, True, "gelu", tmp_path, precision="ieee")
-    assert_nothing_spills(exact)
-    assert total(exact, "HGMMA") == total(exact, "HMMA") == 0
+def test_fp32_for_hopper(config):
+    assert_fast(forward(torch.float32, config, True, "gelu"), "HGMMA")
+    assert_fast(gradient(torch.float32, config, True, "gelu"), "HGMMA")
+    exact = forward(torch.float32, config, True, "gelu", precision="ieee")
+    assert not exact.spills()
+    assert exact.total("HGMMA") == exact.total("HMMA") == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_product_with_the_user_for_hopper(dtype, tmp_path):
+def test_product_with_the_user_for_hopper(dtype):
     floats = f"*{SIZES[dtype]}"
     pointers = {"user_ptr": floats, "weight_ptr": floats, "bias_ptr": floats, "out_ptr": "*fp32"}
     constants = {"N": 256, "U": 4000, "USER_STRIDE": 4000, "WEIGHT_STRIDE": 4000, "HAS_BIAS": True}
-    constants |= {"BLOCK_N": 4, "BLOCK_U": 2048}
-    machine = compiled(kernel.user_kernel, pointers, constants, 8, 1, tmp_path)
-    assert_nothing_spills(machine)
-    assert total(machine, "LDG.E.128") > 8 * total(machine, "LDG.E") / 10
+    config = triton.Config({"BLOCK_N": 4, "BLOCK_U": 2048}, num_warps=8, num_stages=1)
+    machine = compiled(kernel.user_kernel, pointers, constants, config)
+    assert not machine.spills()
+    assert machine.total("LDG.E.128") > 8 * machine.total("LDG.E") / 10
 
 
-def test_the_gate_sees_a_tile_that_spills(tmp_path):
+def test_the_gate_sees_a_tile_that_spills():
     large = triton.Config({"BLOCK_B": 128, "BLOCK_N": 128, "BLOCK_K": 64}, num_warps=4, num_stages=3)
-    machine = forward(torch.bfloat16, large, True, "gelu", tmp_path)
-    assert machine.stack > 0
-    with pytest.raises(AssertionError):
-        assert_nothing_spills(machine)
+    machine = forward(torch.bfloat16, large, True, "gelu")
+    assert machine.spills()
+    assert machine.registers == 255
     arguments = {"item_ptr": torch.empty(0, dtype=torch.bfloat16), "num_rows": 4096, "N": 256}
     assert large not in tiles_kernel.fitting([large, *tiles_kernel.tile_configs()], arguments)
 
 
-def test_the_gate_sees_narrow_loads(tmp_path):
+def test_the_gate_sees_narrow_loads():
     """A row of 399 numbers starts anywhere: no 128-bit load is possible. Pad it to a multiple of 8."""
     config = offered(torch.bfloat16)[0]
     with pytest.raises(AssertionError):
-        assert_fast(forward(torch.bfloat16, config, False, "none", tmp_path, stride=399), "HGMMA")
-    assert_fast(forward(torch.bfloat16, config, False, "none", tmp_path, stride=408), "HGMMA")
+        assert_fast(forward(torch.bfloat16, config, False, "none", stride=399), "HGMMA")
+    assert_fast(forward(torch.bfloat16, config, False, "none", stride=408), "HGMMA")
 
 
 def test_tiles_fit_small_problems():
     arguments = {"item_ptr": torch.empty(0, dtype=torch.bfloat16), "num_rows": 1, "N": 8}
-    assert {
-        config.kwargs["BLOCK_B"] for config in tiles_kernel.fitting(tiles_kernel.tile_configs(), arguments)
-    } == {32}
+    fit = tiles_kernel.fitting(tiles_kernel.tile_configs(), arguments)
+    assert {config.kwargs["BLOCK_B"] for config in fit} == {32}
 
 
 def test_a_kernel_on_a_cpu_is_refused():
