@@ -53,6 +53,7 @@ def module_name(path: Path) -> str:
         ("feedworks.cli", TRAIN | OTHERS | {"numpy", "pandas", "pyarrow"}),
         ("feedworks.images", TRAIN | OTHERS | {"numpy"}),
         ("feedworks.recochain.component", TRAIN | (OTHERS - {"kfp", "kubernetes"}) | {"pandas", "pyarrow"}),
+        ("feedworks.mari.component", TRAIN | (OTHERS - {"kfp", "kubernetes"}) | {"pandas", "pyarrow"}),
         ("feedworks.contracts", TRAIN | OTHERS),
         ("feedworks_kernels", OTHERS | TRAIN - {"torch"}),
     ],

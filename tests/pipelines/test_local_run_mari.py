@@ -89,7 +89,7 @@ def checkout(tmp_path: Path) -> Path:
         (["--model", "ranker.py:build"], 2, "--model and --sides go together"),
         (["--sides", "sides.json"], 2, "--model and --sides go together"),
         (["--model", "ranker.py", "--sides", "sides.json"], 2, "MODULE:CALLABLE"),
-        (["--model", "ranker.py:build", "--sides", "absent.json"], 2, "does not exist"),
+        (["--model", "ranker.py:build", "--sides", "absent.json"], 1, "absent.json: no such file"),
         (["--model", "ranker.py:build", "--sides", "ranker.py"], 1, "cannot be read as JSON"),
         (["--data", "."], 1, "expected a ranking data folder"),
         (["--runner", "kfp", "--data", "."], 1, "expected a ranking data folder"),

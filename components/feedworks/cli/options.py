@@ -51,7 +51,7 @@ def settings_options(command: CommandT) -> CommandT:
     for option in (
         click.option(
             "--sides",
-            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            type=click.Path(path_type=Path, dir_okay=False),
             help="With --model: the JSON file that names its inputs and says whose they are.",
         ),
         click.option(
@@ -90,8 +90,8 @@ def _outside(paper: Paper, model: str | None, sides: Path | None) -> list[str]:
     if not separator or not module or not name.isidentifier():
         raise click.UsageError(f"--model {model!r} is not of the form MODULE:CALLABLE or FILE.py:CALLABLE.")
     if module.endswith(".py"):
-        module = str(Path(module).resolve())  # tasks may run in other folders
-    return [f"outside.model={module}:{name}", f"outside.sides={sides.resolve()}"]
+        module = str(Path(module).absolute())  # tasks may run in other folders
+    return [f"outside.model={module}:{name}", f"outside.sides={sides.absolute()}"]
 
 
 def out_option(default: str | None = None) -> Callable[[CommandT], CommandT]:

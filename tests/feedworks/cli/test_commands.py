@@ -46,6 +46,14 @@ def test_synth_validate_and_import(feedworks: Command, tmp_path: Path) -> None:
     assert (tmp_path / "report.html").read_text().lower().startswith("<!doctype html")
 
 
+def test_synth_makes_ranking_data_too(feedworks: Command, tmp_path: Path) -> None:
+    words = ["data", "synth", "--kind", "ranking", "--users", "30", "--items", "40", "--out", "data"]
+    assert feedworks(*words).stdout == "wrote data; next: feedworks data validate data\n"
+    files = {path.name for path in (tmp_path / "data").iterdir()}
+    assert files == {"train.parquet", "valid.parquet", "test.parquet", "fields.json"}
+    assert feedworks("data", "validate", "data").returncode == 0
+
+
 def test_data_commands_replace_nothing_but_tables(feedworks: Command, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     raw.mkdir()

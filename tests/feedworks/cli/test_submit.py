@@ -105,3 +105,25 @@ def test_a_wrong_setting_is_not_sent(feedworks: Command, tmp_path: Path) -> None
     assert result.returncode == 1
     assert "unknown setting 'nonsense'" in result.stderr
     assert api.packages == []
+
+
+def test_a_model_from_outside_is_named_to_the_tasks(feedworks: Command, tmp_path: Path) -> None:
+    words = [
+        "submit",
+        "mari",
+        "--model",
+        "their.package:build",
+        "--sides",
+        "/data/sides.json",
+        "--set",
+        "seed=3",
+    ]
+    with kfp_stub() as api:
+        result = feedworks(*words, "--host", api.address, HOME=str(tmp_path))
+        assert result.returncode == 0, result.stderr
+    assert api.packages == [("mari", COMPILED.with_name("mari.yaml").read_bytes())]
+    assert api.runs[0]["runtime_config"]["parameters"]["overrides"] == [
+        "seed=3",
+        "outside.model=their.package:build",
+        "outside.sides=/data/sides.json",
+    ]
