@@ -1,7 +1,7 @@
 """What a compiler makes of a Triton kernel for a GPU that need not be here: registers, spills, instructions.
 
-A gate for tests: a kernel that is right can still be slow because its tile spills or its loads are narrow, and
-that stands in the machine code. Triton's wheel carries the assembler's tools.
+A gate for tests: a kernel that is right can still be slow because its tile spills or its loads are narrow,
+and that stands in the machine code. Triton's wheel carries the assembler's tools.
 """
 
 from __future__ import annotations
