@@ -1,26 +1,23 @@
 """MaRI (arXiv 2602.23105): a twin for one CPU: its weights laid out for the processor when it is loaded.
 
-A product by the usual operators lays out its weight anew in every call. oneDNN does that once where the
-weight is known to stay, as in a service, and takes the ReLU into the same pass.
-64 -> 256 -> 128 -> 1 for 100 candidates: 101 us instead of 172 for one request, 389 instead of 494 for eight
-(one core of an AMD EPYC, a busy machine, side by side).
+A product lays out its weight anew in every call. oneDNN does that once where the weight is known to stay, as
+in a service.
 
-Shape legend: B rows, R requests, N outputs of a product.
+Shape legend: B rows, R requests, I columns, N outputs of a product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
 
+from feedworks.mari.accelerate import partial_linear
 from feedworks.mari.samples import draw
 from feedworks.mari.schema import RankerSchema
-from feedworks.mari.twin import Twin
+from feedworks.mari.twin import Graph, Twin
 
 aten = torch.ops.aten
 ROWS = 1024  # for which the layout is chosen; it is right for any number
@@ -39,7 +36,7 @@ def packed(twin: Twin, schema: RankerSchema) -> Score:
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return twin
-    one, many = (_compiled(program, list(twin.sides.values())) for program in twin.programs)
+    one, many = (_compiled(twin, twin.graph(several=several)) for several in (False, True))
 
     def score(*inputs: Tensor, request_B: Tensor | None = None) -> Any:
         outputs = one(*inputs) if request_B is None else many(request_B, *inputs)
@@ -49,6 +46,29 @@ def packed(twin: Twin, schema: RankerSchema) -> Score:
         return score if _agree(twin, score, schema) else twin
     except (RuntimeError, TypeError, ValueError):  # a build of torch without these operators
         return twin
+
+
+def packed_linear(
+    partial_RN: Tensor, x_BI: Tensor, packed_NI: Tensor, request_B: Tensor | None, activation: str
+) -> Tensor:
+    """`act(x W^T + partial[request])` as `accelerate.partial_linear`, for a weight that was laid out."""
+    product = torch.ops.mkldnn._linear_pointwise
+    if request_B is None:
+        bias_N = partial_RN if partial_RN.ndim == 1 else partial_RN[0]
+        whole: Tensor = product(x_BI, packed_NI, bias_N, _ONEDNN[activation], [], "")
+        return whole
+    mixed_BN: Tensor = product(x_BI, packed_NI, None, "none", [], "")
+    mixed_BN += partial_RN.index_select(0, request_B)
+    return _IN_PLACE[activation](mixed_BN)
+
+
+_ONEDNN = {"none": "none", "relu": "relu", "sigmoid": "sigmoid", "silu": "swish"}
+_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": torch.relu_,
+    "sigmoid": torch.sigmoid_,
+    "silu": aten.silu_.default,
+}
 
 
 def _agree(twin: Twin, score: Score, schema: RankerSchema) -> bool:
@@ -69,111 +89,58 @@ def _tensors(outputs: Any) -> tuple[Tensor, ...]:
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
-def _compiled(program: ExportedProgram, sides: Sequence[str]) -> Callable[..., tuple[Tensor, ...]]:
-    """A graph of one program whose weights are constants, those of products laid out."""
+def _compiled(twin: Twin, scoring: Graph) -> Callable[..., tuple[Tensor, ...]]:
+    """A graph whose weights are constants, those of products laid out."""
     graph = fx.Graph()
-    graph.output(graph.graph_copy(program.graph, {}))
-    weights = _weights(program)
+    graph.output(graph.graph_copy(scoring.module.graph, {}))
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    weights = {
+        node.name: twin.get_buffer(name) for node, name in zip(placeholders, scoring.names, strict=False)
+    }
     constants: dict[str, Tensor] = {}
-    few = _rows_of_users(program, sides)
     for node in list(graph.nodes):
-        if node.op == "call_function" and node.target in _RULES and _rows(node) not in few:
-            _RULES[node.target](graph, node, weights, constants)
-    for node in list(graph.nodes):
-        if node.op == "placeholder" and node.name in weights:
-            if node.users:
-                constants[node.name] = weights[node.name]
-                with graph.inserting_before(node):
-                    node.replace_all_uses_with(graph.get_attr(node.name))
-            graph.erase_node(node)
+        if node.op == "call_function" and node.target is partial_linear:
+            _lay_out(graph, node, weights, constants)
+    for node in placeholders[: len(weights)]:
+        if node.users:
+            constants[node.name] = weights[node.name]
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(graph.get_attr(node.name))
+        graph.erase_node(node)
     graph.eliminate_dead_code()
     root = torch.nn.Module()
     for name, tensor in constants.items():
         setattr(root, name, tensor)
-    module = fx.GraphModule(root, graph)
-    compiled: Callable[..., tuple[Tensor, ...]] = module.forward
+    compiled: Callable[..., tuple[Tensor, ...]] = fx.GraphModule(root, graph).forward
     return compiled
 
 
-def _rows_of_users(program: ExportedProgram, sides: Sequence[str]) -> set[str]:
-    """How matrices with a row per request begin: the call costs more than laying out their weights."""
-    names = program.graph_signature.user_inputs[-len(sides) :]
-    rows = {node.name: _rows(node) for node in program.graph.nodes if node.op == "placeholder"}
-    return {rows[str(name)] for name, side in zip(names, sides, strict=True) if side == "user"} - {""}
-
-
-def _rows(node: fx.Node) -> str:
-    """How many rows a matrix has, a number or a symbol; nothing for what is no matrix."""
-    value = node.meta.get("val")
-    return f"{value.shape[0]}" if isinstance(value, Tensor) and value.ndim == 2 else ""
-
-
-def _weights(program: ExportedProgram) -> dict[str, Tensor]:
-    """Weights and constants by the name of their placeholder."""
-    state = {**program.state_dict, **program.constants}
-    return {
-        spec.arg.name: state[spec.target].detach()
-        for spec in program.graph_signature.input_specs
-        if spec.kind != InputKind.USER_INPUT and spec.target in state
-    }
-
-
-def _pack(weight_NI: Any, weights: Mapping[str, Tensor], constants: dict[str, Tensor]) -> str:
-    """Lay out a weight; the name of the constant, or nothing if it is not worth it."""
-    weight = weights.get(weight_NI.name) if isinstance(weight_NI, fx.Node) else None
-    if weight is None or weight.dtype != torch.float32 or weight.ndim != 2 or min(weight.shape) < MIN_WIDTH:
-        return ""
-    name = f"packed_{weight_NI.name}"
-    if name not in constants:
-        constants[name] = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
-    return name
-
-
-def _linear(
-    graph: fx.Graph, node: fx.Node, weights: Mapping[str, Tensor], constants: dict[str, Tensor]
+def _lay_out(
+    graph: fx.Graph, node: fx.Node, weights: dict[str, Tensor], constants: dict[str, Tensor]
 ) -> None:
-    """`x W^T + b`, and the ReLU that follows."""
-    data, weight, *rest = node.args
-    if not (name := _pack(weight, weights, constants)):
+    """Replace a product of rows with a weight by one with the weight laid out, where that is worth it."""
+    partial, data, source, request, activation = node.args
+    first, last = _columns(source)
+    weight = weights.get(first.name) if isinstance(first, fx.Node) else None
+    value = data.meta.get("val") if isinstance(data, fx.Node) else None
+    if weight is None or weight.dtype != torch.float32 or not isinstance(value, Tensor) or value.ndim != 2:
         return
-    bias = rest[0] if rest else None
-    relu = _only_relu(node)
+    weight = weight[last] if last is not None else weight
+    if weight.ndim != 2 or min(weight.shape) < MIN_WIDTH:
+        return
+    name = f"packed_{node.name}"
+    constants[name] = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
     with graph.inserting_before(node):
-        arguments: Any = (data, graph.get_attr(name), bias, "relu" if relu else "none", [], "")
-        product = graph.call_function(torch.ops.mkldnn._linear_pointwise.default, arguments)
-    _replace(graph, product, [node, relu] if relu else [node])
+        given: Any = (partial, data, graph.get_attr(name), request, activation)
+        product = graph.call_function(packed_linear, given)
+    product.meta.update(node.meta)
+    node.replace_all_uses_with(product)
+    graph.erase_node(node)
 
 
-def _addmm(
-    graph: fx.Graph, node: fx.Node, weights: Mapping[str, Tensor], constants: dict[str, Tensor]
-) -> None:
-    """`a + x W^T`, and the ReLU that follows; the sum is taken in the memory of the product."""
-    if node.kwargs or len(node.args) != 3:
-        return
-    start, data, turned = node.args
-    if not isinstance(turned, fx.Node) or turned.target != aten.permute.default or turned.args[1] != [1, 0]:
-        return
-    if not (name := _pack(turned.args[0], weights, constants)):
-        return
-    relu = _only_relu(node)
-    with graph.inserting_before(node):
-        arguments: Any = (data, graph.get_attr(name), None, "none", [], "")
-        product = graph.call_function(torch.ops.mkldnn._linear_pointwise.default, arguments)
-        total = graph.call_function(aten.add_.Tensor, (product, start))
-        if relu:
-            total = graph.call_function(aten.relu_.default, (total,))
-    _replace(graph, total, [node, relu] if relu else [node])
-
-
-def _only_relu(node: fx.Node) -> fx.Node | None:
-    users = list(node.users)
-    return users[0] if len(users) == 1 and users[0].target == aten.relu.default else None
-
-
-def _replace(graph: fx.Graph, by: fx.Node, nodes: list[fx.Node]) -> None:
-    nodes[-1].replace_all_uses_with(by)
-    for node in reversed(nodes):
-        graph.erase_node(node)
-
-
-_RULES = {aten.linear.default: _linear, aten.addmm.default: _addmm}
+def _columns(source: Any) -> tuple[Any, slice | None]:
+    """A weight, or rows of one that several products share."""
+    if isinstance(source, fx.Node) and source.target == aten.slice.Tensor and source.args[1] == 0:
+        first, _, begin, end = source.args
+        return first, slice(begin, end)
+    return source, None

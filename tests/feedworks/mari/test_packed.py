@@ -79,22 +79,22 @@ def test_weights_are_laid_out_and_the_twin_is_left_alone() -> None:
     twin = twin_of(Deep().eval(), WIDE)
     state = {name: tensor.clone() for name, tensor in twin.state_dict().items()}
     codes = [program.graph_module.code for program in twin.programs]
-    for program in twin.programs:
-        graph = module._compiled(program, list(twin.sides.values())).__self__  # type: ignore[attr-defined]
+    for several in (False, True):
+        graph = module._compiled(twin, twin.graph(several=several)).__self__  # type: ignore[attr-defined]
         calls = [node.target for node in graph.graph.nodes if node.op == "call_function"]
-        assert calls.count(torch.ops.mkldnn._linear_pointwise.default) >= 5
+        assert calls.count(module.packed_linear) >= 3
     assert [program.graph_module.code for program in twin.programs] == codes
     assert all(torch.equal(tensor, state[name]) for name, tensor in twin.state_dict().items())
 
 
 def test_what_scores_otherwise_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     twin = twin_of(Deep().eval(), WIDE)
-    pack = module._pack
+    lay_out = module._lay_out
 
-    def wrong(weight_NI: Any, weights: Any, constants: dict[str, Tensor]) -> str:
-        return pack(weight_NI, {name: tensor * 1.01 for name, tensor in weights.items()}, constants)
+    def wrong(graph: Any, node: Any, weights: dict[str, Tensor], constants: dict[str, Tensor]) -> None:
+        lay_out(graph, node, {name: tensor * 1.01 for name, tensor in weights.items()}, constants)
 
-    monkeypatch.setattr(module, "_pack", wrong)
+    monkeypatch.setattr(module, "_lay_out", wrong)
     assert packed(twin, WIDE) is twin
 
 
