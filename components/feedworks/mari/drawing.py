@@ -29,9 +29,15 @@ LAYOUT = {
 # Operations of one value that still get a box of their own.
 APART = {
     *("linear", "addmm", "mm", "bmm", "matmul", "baddbmm", "embedding", "embedding_bag", "cat", "stack"),
-    *("sum", "mean", "softmax", "_softmax", "native_layer_norm", "layer_norm"),
+    *("sum", "mean", "softmax", "layer_norm"),
 }
-MAX_LABEL = 24
+MAX_LABEL = 30
+SAID = {
+    "_native_batch_norm_legit_no_training": "batch_norm",
+    "native_layer_norm": "layer_norm",
+    "_softmax": "softmax",
+    "scaled_dot_product_attention": "attention",
+}
 
 
 class GraphNode(NamedTuple):
@@ -69,8 +75,8 @@ def draw_model(nodes: Sequence[GraphNode], cut: Mapping[str, str], refused: Coll
         cut: nodes whose products were cut, drawn with a heavy frame, and a line on each.
         refused: names of those that could not be cut, drawn with a broken frame.
     """
-    marked = {*cut, *refused}
-    groups = _side_by_side(_chained(nodes, marked), marked)
+    marks = {**dict.fromkeys(refused, REFUSED), **cut}
+    groups = _side_by_side(_chained(nodes, marks), marks)
     boxes = [_box(group, cut, set(refused)) for group in groups.values()]
     return draw_graph("the coloured graph", boxes)
 
@@ -108,7 +114,7 @@ def _readers(group: _Group, readers: Mapping[str, int]) -> int:
     return sum(readers.get(name, 0) for name in group.members) - (len(group.members) - 1)
 
 
-def _side_by_side(groups: dict[str, _Group], marked: Collection[str]) -> dict[str, _Group]:
+def _side_by_side(groups: dict[str, _Group], marks: Mapping[str, str]) -> dict[str, _Group]:
     """Join groups of one kind that read the same and are read by the same, until there are none left."""
     while True:
         readers: dict[str, set[str]] = {name: set() for name in groups}
@@ -118,7 +124,7 @@ def _side_by_side(groups: dict[str, _Group], marked: Collection[str]) -> dict[st
         kinds: dict[tuple[object, ...], list[str]] = {}
         for name, group in groups.items():
             if group.first.op != "input":
-                kind = (group.first.op, group.then, group.first.colour, name in marked)
+                kind = (group.first.op, group.then, group.first.colour, group.shape, marks.get(name))
                 kinds.setdefault((*kind, group.inputs, frozenset(readers[name])), []).append(name)
         equal = [names for names in kinds.values() if len(names) > 1]
         if not equal:
@@ -154,4 +160,5 @@ def _box(group: _Group, cut: Mapping[str, str], refused: set[str]) -> Box:
 
 
 def _short(op: str) -> str:
-    return op.removeprefix("aten.").partition(".")[0]
+    name = op.removeprefix("aten.").partition(".")[0]
+    return SAID.get(name, name)

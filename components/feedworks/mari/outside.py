@@ -58,7 +58,10 @@ def require_names(model: nn.Module, schema: RankerSchema, reference: str) -> Non
     needed = [each.name for each in taken if each.name in named or each.default is inspect.Parameter.empty]
     if needed != named:
         takes, names = ", ".join(needed), ", ".join(named)
-        raise ModelError(f"model {reference}: its forward takes {takes}; the sides file names {names}")
+        raise ModelError(
+            f"model {reference}: its forward takes {takes}; the sides file names {names}; wrap the model if "
+            "it does not take one tensor per input"
+        )
 
 
 def require_scores(program: ExportedProgram, schema: RankerSchema, reference: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
@@ -93,7 +94,9 @@ def _all_products(
 
 
 def _op(node: Node) -> str:
-    return str(node.target).removeprefix("aten.") if node.op == "call_function" else node.op
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target).removeprefix("aten.")
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def _shape(node: Node) -> str:

@@ -26,7 +26,7 @@ NODES = [
 
 
 def drawn() -> dict[str, tuple[tuple[str, ...], tuple[str, ...], int]]:
-    groups = _side_by_side(_chained(NODES, {"linear"}), {"linear"})
+    groups = _side_by_side(_chained(NODES, {"linear"}), {"linear": "cut"})
     return {name: (group.inputs, group.then, group.times) for name, group in groups.items()}
 
 
