@@ -116,7 +116,7 @@ def operation(node: Call) -> str:
 
 def _reason(node: Call, name: str) -> Mixed:
     kind = operation(node)
-    at = f"{kind} at {name}" if kind != name else kind
+    at = name if name.startswith(kind) else f"{kind} at {name}"
     if kind in _AXES and _axis_of_rows(node):
         return _met_over(node, name, "rows")
     if kind in _AXES or kind in _NORMS:
@@ -141,6 +141,8 @@ def _axis_of_rows(node: Call) -> bool:
         return False
     rank = len(sizes(node.args[0]))
     axes = node.args[place] if len(node.args) > place else node.kwargs.get("dim")
+    if axes is None and operation(node) in ("sort", "topk"):
+        axes = -1
     axes = [axes] if isinstance(axes, int) else list(axes or range(rank))
     return any(not isinstance(sizes(node.args[0])[axis], int) for axis in axes)
 

@@ -178,7 +178,8 @@ def _pair(sweep: Sweep, node: Call, arguments: list[Any]) -> Any:
 def _broadcast(sweep: Sweep, node: Call, arguments: list[Any]) -> Row | None:
     """User and candidate meet number by number: with one request nothing is repeated."""
     data = [x for x in arguments if isinstance(x, Value)]
-    has_rows = [x for x in data if not values.of_user(x)]
+    # A mean over the rows, for one, has not all the rows that the user's would have to be spread to.
+    has_rows = [x for x in data if not values.of_user(x) and (not isinstance(x, Row) or x.has_rows)]
     users = [x for x in data if isinstance(x, User)]
     if not has_rows or not users or any(isinstance(x, Count) for x in arguments):
         return None
