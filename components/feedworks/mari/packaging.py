@@ -31,7 +31,8 @@ FILES = {
     f"{TWIN_FOLDER}/many.pt2": "the program for several requests in one batch",
     f"{TWIN_FOLDER}/origin.json": "where the model's own weights are in the twin's",
     f"{TWIN_FOLDER}/kept.safetensors": "those of the model's weights that are not",
-    f"{ONNX_FOLDER}/one.onnx, {ONNX_FOLDER}/many.onnx": "the same programs as ONNX, if the settings asked",
+    f"{ONNX_FOLDER}/one.onnx": "the program for one request as ONNX, if the settings asked for it",
+    f"{ONNX_FOLDER}/many.onnx": "the program for several requests as ONNX, likewise",
     "sites.json": "the coloured graph, the cut products, operations before and after",
     "metrics.json": "metrics of the run",
 }
@@ -97,7 +98,9 @@ def _card(tag: str, folder: Path, cfg: MariConfig) -> ModelCard:
         ],
         facts={**facts, **{name: str(value) for name, value in settings.items()}},
         metrics=intervals(metrics),
-        files=FILES,
+        files={
+            name: what for name, what in FILES.items() if name == PACKAGE_FILE or (folder / name).exists()
+        },
     )
 
 

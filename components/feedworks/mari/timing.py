@@ -5,6 +5,7 @@ Shape legend: B candidates of the request.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -30,7 +31,8 @@ def time_model(program: ExportedProgram, schema: RankerSchema, cfg: BenchConfig,
         `device`, `threads`, `repeats`; `rows`: variant, compiled, rows and quantiles in ms; `metrics`: the
         medians as flat metrics.
     """
-    with _threads(cfg.threads):
+    with _threads(cfg.threads), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the compiler, about its own parts
         calls: dict[tuple[str, bool], Callable[..., Any]] = {
             (name, False): scorer for name, scorer in scorers(program, schema).items()
         }
