@@ -47,13 +47,15 @@ def derivative(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def add_by_request(
-    grad_TT, request_T, row_T, column_T, grad_partial_ptr, num_rows, num_requests, N: tl.constexpr
+    grad_TT, request_ptr, row_T, column_T, grad_partial_ptr, num_rows, num_requests, N: tl.constexpr
 ):
     """Add the rows of a tile to their requests.
 
     Rows of a request lie side by side as a rule: then one atomic row of each request, else one of each row.
     """
-    exists_T = (row_T < num_rows) & (request_T >= 0) & (request_T < num_requests)
+    request_T = tl.load(request_ptr + row_T, mask=row_T < num_rows, other=-1)
+    exists_T = (request_T >= 0) & (request_T < num_requests)
+    request_T = tl.where(exists_T, request_T, -1).to(tl.int32)
     inside_T = column_T < N
     first = tl.min(tl.where(exists_T, request_T, num_requests), axis=0)
     last = tl.max(tl.where(exists_T, request_T, -1), axis=0)
@@ -140,8 +142,7 @@ def gradient_kernel(
         grad_TT *= derivative(x_TT, ACTIVATION)
         tl.store(grad_mixed_ptr + place_TT, grad_TT.to(grad_mixed_ptr.dtype.element_ty), mask=inside_TT)
     if SEVERAL:
-        request_T = tl.load(request_ptr + row_T, mask=row_T < num_rows, other=0).to(tl.int32)
-        add_by_request(grad_TT, request_T, row_T, column_T, grad_partial_ptr, num_rows, num_requests, N)
+        add_by_request(grad_TT, request_ptr, row_T, column_T, grad_partial_ptr, num_rows, num_requests, N)
     else:
         kept_TT = tl.where(inside_TT, grad_TT, 0.0)
         tl.store(grad_partial_ptr + block_b * N + column_T, tl.sum(kept_TT, axis=0), mask=column_T < N)

@@ -22,8 +22,9 @@ from torch import Tensor
 # there is nothing to tune.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _SHARED_BYTES = 227 << 10  # of a Hopper SM, for one program
-# Sums that a thread may hold so that nothing spills, by the operands' bytes (tests compile and look).
-_SUMS_PER_THREAD = {2: 64, 4: 32}
+# Sums that a thread may hold so that nothing spills (tests compile and look); the gradient, and operands of 4
+# bytes, have other uses for registers too.
+_SUMS_PER_THREAD, _SUMS_BESIDE_MORE = 64, 32
 # What both kernels hand to the compiler: Triton warns where fusing a * b + c is left to its default.
 OPTIONS = {"enable_fp_fusion": True}
 
@@ -116,8 +117,8 @@ def tile_configs(interpreted: bool = INTERPRETED) -> list[triton.Config]:
     """Return the tile sizes to try, (rows, columns, depth, warps, stages); the best is kept per shape."""
     sizes = [
         (128, 128, 64, 8, 4),
-        (128, 64, 64, 4, 4),
-        (64, 128, 64, 4, 4),
+        (128, 64, 64, 8, 4),
+        (64, 128, 64, 8, 4),
         (64, 64, 64, 4, 5),
         (64, 64, 128, 4, 3),
         (64, 32, 64, 4, 5),
@@ -136,6 +137,8 @@ def fitting(configs: list[triton.Config], placed: Mapping[str, Any], **named: An
     """Leave out tiles too large for shared memory or registers, or twice as large as the result."""
     arguments = {**placed, **named}
     size = arguments["item_ptr"].element_size()
+    more = size == 4 or "grad_ptr" in arguments
+    most = _SUMS_BESIDE_MORE if more else _SUMS_PER_THREAD
     rows, outputs = max(arguments["num_rows"], 16), max(arguments["N"], 32)
 
     def fits(config: triton.Config) -> bool:
@@ -143,7 +146,7 @@ def fitting(configs: list[triton.Config], placed: Mapping[str, Any], **named: An
         stage = (tile["BLOCK_B"] + tile["BLOCK_N"]) * tile["BLOCK_K"] * size
         small = tile["BLOCK_B"] < 2 * rows and tile["BLOCK_N"] < 2 * outputs
         sums = tile["BLOCK_B"] * tile["BLOCK_N"] // (32 * config.num_warps)
-        return bool(small and sums <= _SUMS_PER_THREAD[size] and stage * config.num_stages <= _SHARED_BYTES)
+        return bool(small and sums <= most and stage * config.num_stages <= _SHARED_BYTES)
 
     return [config for config in configs if fits(config)] or configs[-1:]
 
