@@ -26,6 +26,7 @@ def flat_metrics(sites: JsonObject, verdict: JsonObject, quality: Mapping[str, f
         "graph/num_cut": float(len(cut_sites(sites))),
         "graph/num_refused": float(len(sites["refusals"])),
         "equal/passed": float(verdict["equal"]),
+        "equal/requests_apart": float(verdict["requests_apart"]),
     }
     for rows, (before, after) in sites["flops"].items():
         metrics[f"flops/products/ratio@{rows}"] = before / max(1, after)

@@ -55,7 +55,14 @@ def write_package(folder: Path, cfg: MariConfig) -> str:
     others = ("sites.json", "metrics.json", "README.md", *onnx)
     digests |= {name: _sha256(folder / name) for name in others}
     made_from = cfg.outside.model.rpartition("/")[2] or f"ranker {cfg.ranker.arch}, trained"
-    facts = {"tag": tag, "files": digests, "made_from": made_from, "feedworks": __version__}
+    merges = read_json(folder / "metrics.json")["equal/requests_apart"] == 1
+    facts = {
+        "tag": tag,
+        "files": digests,
+        "made_from": made_from,
+        "merge_requests": merges,
+        "feedworks": __version__,
+    }
     write_json(folder / PACKAGE_FILE, facts)
     return tag
 

@@ -62,6 +62,7 @@ class Scorer:
         twin: called with its inputs and `request_B`, as `feedworks.mari.twin.Twin`.
         tag: names the model.
         max_rows: candidates of several requests in one call; one request with more gets a call of its own.
+        merge: score several requests in one call; False for a model in which candidates look at each other.
         device: where the twin is.
 
     Raises:
@@ -75,12 +76,14 @@ class Scorer:
         tag: str,
         *,
         max_rows: int = MAX_ROWS,
+        merge: bool = True,
         device: str | torch.device = "cpu",
     ) -> None:
         self.schema = schema
         self.tag = tag
         self._twin = twin
         self._max_rows = max_rows
+        self._merge = merge
         rows = [1 if each.of_user else max_rows for each in schema.inputs]
         self._rows = [
             _Rows(each, count, torch.device(device)) for each, count in zip(schema.inputs, rows, strict=True)
@@ -101,14 +104,14 @@ class Scorer:
         from feedworks.mari.packed import packed
         from feedworks.mari.twin import Twin
 
-        tag = check_package(folder)
+        tag, merge = check_package(folder)
         try:
             schema = RankerSchema.read(folder / SIDES_FILE)
         except FeedworksError as error:
             raise ModelError(str(error)) from None
         twin = Twin.load(folder / TWIN_FOLDER).eval().to(device)
         on_cpu = torch.device(device).type == "cpu"
-        return cls(schema, packed(twin, schema) if on_cpu else twin, tag, device=device)
+        return cls(schema, packed(twin, schema) if on_cpu else twin, tag, merge=merge, device=device)
 
     def score(self, requests: Sequence[Sequence[Array]]) -> list[Scores]:
         """Score requests together.
@@ -127,7 +130,7 @@ class Scorer:
         rows = 0
         for request in requests:
             count = len(request[self._of_candidates])
-            if group and rows + count > self._max_rows:
+            if group and (rows + count > self._max_rows or not self._merge):
                 yield group
                 group, rows = [], 0
             group.append(request)
@@ -176,8 +179,11 @@ class Scorer:
                 raise ModelError(f"model {self.tag} returns {found[0]} for 3 candidates; outputs: {outputs}")
 
 
-def check_package(folder: Path) -> str:
-    """Check that every file is the one that was packaged; return the model's tag.
+def check_package(folder: Path) -> tuple[str, bool]:
+    """Check that every file is the one that was packaged.
+
+    Returns:
+        The model's tag, and whether several requests may be scored in one call; not where nothing is said.
 
     Raises:
         ModelError: the folder or a file is missing, or a file is another.
@@ -187,6 +193,7 @@ def check_package(folder: Path) -> str:
     try:
         facts = read_json(folder / PACKAGE_FILE)
         tag, files = str(facts["tag"]), dict(facts["files"])
+        merge = facts.get("merge_requests") is True
     except (FeedworksError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / PACKAGE_FILE} is damaged ({error}); package the model again") from None
     for name, digest in files.items():
@@ -195,4 +202,4 @@ def check_package(folder: Path) -> str:
             raise ModelError(f"{path} is missing; package the model again")
         if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise ModelError(f"{path} is not the file that was packaged; package the model again")
-    return tag
+    return tag, merge

@@ -243,7 +243,7 @@ def write_ranker(folder: Path, seed: int) -> Path:
     SCHEMA.write(folder / SIDES_FILE)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     digests = {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in files}
-    write_json(folder / PACKAGE_FILE, {"tag": "mari:bench", "files": digests})
+    write_json(folder / PACKAGE_FILE, {"tag": "mari:bench", "files": digests, "merge_requests": True})
     save_file(model.state_dict(), folder / PLAIN)
     return folder
 

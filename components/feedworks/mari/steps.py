@@ -34,7 +34,7 @@ from feedworks.mari.sites import cut_sites, site_report
 from feedworks.mari.timing import time_model
 from feedworks.mari.training import train_ranker
 from feedworks.mari.twin import Twin
-from feedworks.mari.verify import Tolerance, verify_onnx
+from feedworks.mari.verify import Tolerance, requests_apart, verify_onnx
 from feedworks.mari.verify import verify as compare
 from feedworks.progress import say
 from feedworks.results import BENCH
@@ -178,7 +178,12 @@ def verify(ranker: Path, twin: Path, out_dir: Path, cfg: MariConfig) -> Verified
         found += verify_onnx(program, twin / ONNX_FOLDER, schema, samples, tolerance)
     rows = [finite(asdict(each)) for each in found]
     with atomic_folder(out_dir) as folder:
-        write_json(folder / "verdict.json", {"equal": all(each.equal for each in found), "rows": rows})
+        facts = {
+            "equal": all(each.equal for each in found),
+            "requests_apart": requests_apart(program, schema, samples),
+            "rows": rows,
+        }
+        write_json(folder / "verdict.json", facts)
     return Verified(
         all(each.equal for each in found), max(each.error for each in found if each.dtype == "float32")
     )

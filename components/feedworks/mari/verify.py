@@ -26,6 +26,8 @@ from feedworks.mari.samples import Sample, tiled
 from feedworks.mari.schema import RankerSchema
 from feedworks.mari.twin import Twin
 
+_EXACT = 1e-9  # in float64
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -100,6 +102,28 @@ def verify(
             compare = _Compare(name, "many" if several else "one", sample.request_B, tolerance or Tolerance())
             found.append(compare(*scores))
     return found
+
+
+def requests_apart(program: ExportedProgram, schema: RankerSchema, samples: Sequence[Sample]) -> bool:
+    """Whether a request's scores beside other requests are those alone, so that a service may merge them.
+
+    They are not where candidates look at each other, as in a softmax over all rows: one request by itself is
+    what such a model means.
+
+    Args:
+        program: the exported model.
+        schema: of the model.
+        samples: of one request or of several.
+    """
+    for sample in samples:
+        inputs = tiled(schema, sample)
+        beside_BT = _scores(program, inputs, torch.float64)
+        for request in sorted(set(sample.request_B.tolist())):
+            rows = sample.request_B == request
+            alone_BT = _scores(program, [x[rows] for x in inputs], torch.float64)
+            if not torch.allclose(alone_BT, beside_BT[rows], rtol=_EXACT, atol=_EXACT, equal_nan=True):
+                return False
+    return True
 
 
 def verify_onnx(

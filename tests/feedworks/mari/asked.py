@@ -85,7 +85,7 @@ def write_package(folder: Path, model: nn.Module, schema: RankerSchema, tag: str
     schema.write(folder / "sides.json")
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     digests = {str(file.relative_to(folder)): sha256(file.read_bytes()).hexdigest() for file in files}
-    write_json(folder / "package.json", {"tag": tag, "files": digests})
+    write_json(folder / "package.json", {"tag": tag, "files": digests, "merge_requests": True})
     return folder
 
 

@@ -52,6 +52,7 @@ def test_metrics_take_the_worst_of_each_type_and_leave_out_what_is_no_number() -
     comparison = {"dtype": "float32", "twin_error": 2.0, "model_error": 3.0, "swapped": 1}
     verdict = {
         "equal": False,
+        "requests_apart": True,
         "rows": [{**comparison, "error": 1.0}, {**comparison, "error": None}],
     }
     sites = {"nodes": [1, 2], "sites": [{"kind": "linear"}, {"kind": "user_only"}], "refusals": [1]}
@@ -62,6 +63,7 @@ def test_metrics_take_the_worst_of_each_type_and_leave_out_what_is_no_number() -
         "graph/num_cut": 1.0,
         "graph/num_refused": 1.0,
         "equal/passed": 0.0,
+        "equal/requests_apart": 1.0,
         "flops/products/ratio@10": 3.0,
         "equal/float32/error": 1.0,
         "equal/float32/twin_error": 2.0,

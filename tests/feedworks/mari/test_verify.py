@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from feedworks.mari.onnx_file import save_onnx, save_twin
 from feedworks.mari.programs import load_program, save_program
 from feedworks.mari.samples import draw, export_ranker, tiled
 from feedworks.mari.schema import ModelInput, RankerSchema
-from feedworks.mari.verify import swapped_pairs, verify, verify_onnx
+from feedworks.mari.scorer import Scorer
+from feedworks.mari.verify import requests_apart, swapped_pairs, verify, verify_onnx
 
 SCHEMA = RankerSchema(
     inputs=(
@@ -124,6 +126,40 @@ def test_onnx_scores_the_same(pair, tmp_path):
     (tmp_path / "many.onnx").unlink()
     with pytest.raises(ModelError, match=r"many.onnx.*cannot be read"):
         verify_onnx(program, tmp_path, SCHEMA, samples)
+
+
+class Share(nn.Module):
+    """Each candidate's share among all rows."""
+
+    def __init__(self, ranker: nn.Module) -> None:
+        super().__init__()
+        self.ranker = ranker
+
+    def forward(self, item: Tensor, user: Tensor, ids: Tensor) -> Tensor:
+        return self.ranker(item, user, ids).softmax(dim=0)
+
+
+def test_requests_that_look_at_each_other_are_told_from_those_that_do_not(pair):
+    assert requests_apart(pair[0], SCHEMA, [SEVERAL])
+    share = export_ranker(Share(Ranker()).eval(), SCHEMA)
+    assert not requests_apart(share, SCHEMA, [SEVERAL])
+    assert requests_apart(share, SCHEMA, [draw(SCHEMA, [9])])
+
+
+def test_requests_that_look_at_each_other_are_scored_apart():
+    model = Share(Ranker()).eval()
+    twin, _ = reparameterise(model, tiled(SCHEMA, draw(SCHEMA, [5])), SCHEMA.sides)
+    samples = [draw(SCHEMA, [rows], seed=rows) for rows in (4, 7)]
+    requests = [
+        [x.numpy()[0] if i.of_user else x.numpy() for x, i in zip(s.inputs, SCHEMA.inputs, strict=True)]
+        for s in samples
+    ]
+    expected = [model(*tiled(SCHEMA, sample)).detach().numpy()[:, None] for sample in samples]
+    found = Scorer(SCHEMA, twin, "apart", merge=False).score(requests)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    merged = Scorer(SCHEMA, twin, "together").score(requests)
+    assert abs(merged[0] - expected[0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 1000])
