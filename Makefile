@@ -12,13 +12,15 @@ EXTRAS := train,gpu,pipelines,validation,serve,export,peers,dev
 NAME ?= recochain
 OUT ?= out/demo
 PORT ?= 3000
+BENCH_recochain := decode
+BENCH_mari := layer
 
 .PHONY: help demo test test-slow check format compile serve bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(STAMP)  ## synthetic events -> pipeline -> report -> served top-10 (3 minutes on 2 cores)
+demo: $(STAMP)  ## synthetic data -> pipeline -> report -> served top-10 (3 minutes on 2 cores); NAME=mari too
 	@$(BIN)/feedworks demo $(NAME) --out $(OUT)
 
 test: check  ## check, then every test that this machine can run
@@ -45,8 +47,8 @@ compile: $(STAMP)  ## write pipelines/compiled/*.yaml
 serve: $(STAMP)  ## serve the model of the last demo on loopback
 	@$(BIN)/feedworks serve $(NAME) --model $(OUT)/model --port $(PORT)
 
-bench: $(STAMP)  ## JSON rows: constrained decoding against its peers
-	@$(BIN)/python -m feedworks.$(NAME).bench decode
+bench: $(STAMP)  ## JSON rows: the hot path of NAME against its peers
+	@$(BIN)/python -m feedworks.$(NAME).bench $(BENCH_$(NAME))
 
 clean:  ## remove outputs and caches, keep the environment
 	@rm -rf out build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

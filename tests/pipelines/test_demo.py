@@ -15,9 +15,13 @@ SOURCES = os.pathsep.join([str(ROOT / "components"), str(ROOT / "kernels")])
 
 
 @pytest.mark.slow
-def test_the_demo_ends_with_a_served_top_ten(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [("recochain", r"^ +(\d+)  item \d+ +score +-?\d"), ("mari", r"^ +(\d+)  score +-?\d.* item=\d")],
+)
+def test_the_demo_ends_with_a_served_top_ten(tmp_path: Path, name: str, row: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "feedworks", "demo", "recochain", "--out", str(tmp_path)],
+        [sys.executable, "-m", "feedworks", "demo", name, "--out", str(tmp_path)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": SOURCES},
         capture_output=True,
@@ -25,6 +29,6 @@ def test_the_demo_ends_with_a_served_top_ten(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    ranks = re.findall(r"^ +(\d+)  item \d+ +score +-?\d", result.stdout, flags=re.MULTILINE)
+    ranks = re.findall(row, result.stdout, flags=re.MULTILINE)
     assert ranks == [str(rank) for rank in range(1, 11)]
     assert result.stdout.splitlines()[-1] == f"report: {(tmp_path / 'report.html').resolve()}"

@@ -49,8 +49,8 @@ class Ranker(NamedTuple):
     """Where the ranker came from; of a trained one the best epoch and its AUC on the validation split."""
 
     made: str
-    best_epoch: int
-    valid_auc: float
+    best_epoch: int | None = None
+    valid_auc: float | None = None
 
 
 class Sites(NamedTuple):
@@ -112,10 +112,11 @@ def import_ranker(out_dir: Path, cfg: MariConfig) -> Ranker:
     require_names(model, schema, cfg.outside.model)
     program = export_ranker(model, schema)
     require_scores(program, schema, cfg.outside.model)
-    with atomic_folder(out_dir) as folder:
-        schema.write(folder / SIDES_FILE)
-        save_program(program, folder / MODEL_FILE)
-    return Ranker("imported", 0, 0.0)
+    if _is_first_process():
+        with atomic_folder(out_dir) as folder:
+            schema.write(folder / SIDES_FILE)
+            save_program(program, folder / MODEL_FILE)
+    return Ranker("imported")
 
 
 def train(data_dir: Path, out_dir: Path, cfg: MariConfig) -> Ranker:
@@ -135,14 +136,14 @@ def train(data_dir: Path, out_dir: Path, cfg: MariConfig) -> Ranker:
         state,
         embedding_l2=cfg.ranker.embedding_l2,
     )
-    if os.environ.get("RANK", "0") == "0":  # all processes of torchrun end with the same weights
+    if _is_first_process():
         model = model.eval().cpu()
         with atomic_folder(out_dir) as folder:
             schema.write(folder / SIDES_FILE)
             save_program(export_ranker(model, schema), folder / MODEL_FILE)
             save_model(folder, model, to_json(cfg.ranker), {"history": result.history})
         shutil.rmtree(state, ignore_errors=True)
-    return Ranker(cfg.ranker.arch, result.best_epoch, result.best_metric or 0.0)
+    return Ranker(cfg.ranker.arch, result.best_epoch, result.best_metric)
 
 
 def colour_graph(ranker: Path, out_dir: Path, cfg: MariConfig) -> Sites:
@@ -262,6 +263,11 @@ def load_ranker(folder: Path) -> tuple[ExportedProgram, RankerSchema]:
         ModelError: it is missing or damaged.
     """
     return load_program(folder / MODEL_FILE), RankerSchema.read(folder / SIDES_FILE)
+
+
+def _is_first_process() -> bool:
+    # All processes of torchrun end with the same weights.
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _converted(program: ExportedProgram, schema: RankerSchema, cfg: MariConfig, **options: Any) -> Conversion:
