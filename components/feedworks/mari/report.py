@@ -184,8 +184,8 @@ def _short(number: float) -> str:
 def _add_verdict(report: Report, verdict: JsonObject, config: MariConfig) -> None:
     wanted = config.verify
     columns = ["type", "requests", "rows", "largest difference", "twin to float64", "model to float64"]
-    columns += ["swapped", "equal"]
-    names = ("error", "twin_error", "model_error", "swapped", "equal")
+    columns += ["twin, RMS", "model, RMS", "swapped", "equal"]
+    names = ("error", "twin_error", "model_error", "twin_rms", "model_rms", "swapped", "equal")
     rows: list[list[Cell]] = [
         [row["dtype"], row["graph"], row["rows"], *(row[name] for name in names)] for row in verdict["rows"]
     ]
@@ -194,8 +194,9 @@ def _add_verdict(report: Report, verdict: JsonObject, config: MariConfig) -> Non
         columns,
         rows,
         f"float32: rtol {wanted.rtol:g}, atol {wanted.atol:g}, against the model and the model in float64. "
-        f"16 bits: the twin's error against float64 at most {wanted.low_ratio:g} times the model's. Swapped: "
-        f"pairs of candidates of one request, over {wanted.min_gap:g} apart, in another order.",
+        f"16 bits: the twin's error against float64, RMS over all samples, at most {wanted.low_ratio:g} times "
+        "the model's. Swapped: pairs of candidates of one request, over "
+        f"{wanted.min_gap:g} apart, in another order.",
     )
 
 

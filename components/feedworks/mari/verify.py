@@ -1,8 +1,9 @@
 """MaRI (arXiv 2602.23105): proof that a twin equals its model, on samples.
 
 Sums are taken in another order, so bits differ. Both are therefore compared with the model in float64: in
-float32 each output must agree within `rtol` and `atol`; in 16 bits the twin's error against float64 may be at
-most twice the model's own. And no two candidates whose scores lie further apart than a gap may change places.
+float32 each output must agree within `rtol` and `atol`; in 16 bits the twin's error against float64, as the
+root of its mean square over all samples, may be at most twice the model's own: on a few rows either may come
+out exact by chance. And no two candidates whose scores lie further apart than a gap may change places.
 
 Shape legend: B rows, T outputs.
 """
@@ -40,6 +41,9 @@ class Comparison:
         error: largest absolute difference between twin and model.
         twin_error: between twin and the model in float64.
         model_error: between model and the model in float64.
+        twin_rms: root of the mean square of the twin's error.
+        model_rms: the same of the model's.
+        score_rms: the same of the scores in float64.
         swapped: pairs of candidates of one request, further apart than the gap, that changed places.
         equal: the verdict.
     """
@@ -50,6 +54,9 @@ class Comparison:
     error: float
     twin_error: float
     model_error: float
+    twin_rms: float
+    model_rms: float
+    score_rms: float
     swapped: int
     equal: bool
 
@@ -101,7 +108,22 @@ def verify(
             scores = (truth_BT, model_BT, _twin_scores(twin, given, dtype, several=several))
             compare = _Compare(name, "many" if several else "one", sample.request_B, tolerance or Tolerance())
             found.append(compare(*scores))
-    return found
+    return _judged(found, (tolerance or Tolerance()).low_ratio)
+
+
+def _judged(found: Sequence[Comparison], low_ratio: float) -> list[Comparison]:
+    """The verdict in 16 bits, over all samples of a type; a model that overflows gives nothing to hold to."""
+    close = {}
+    for dtype in {each.dtype for each in found} - {"float32", "float64"}:
+        rows = [each for each in found if each.dtype == dtype and math.isfinite(each.model_rms)]
+        twin, model, score = (
+            math.sqrt(sum(getattr(each, name) ** 2 * each.rows for each in rows))
+            for name in ("twin_rms", "model_rms", "score_rms")
+        )
+        # Within one unit in the last place both are as good as exact.
+        unit = torch.finfo(getattr(torch, dtype)).eps * score
+        close[dtype] = twin <= low_ratio * max(model, unit)
+    return [replace(each, equal=each.equal and close.get(each.dtype, True)) for each in found]
 
 
 def requests_apart(program: ExportedProgram, schema: RankerSchema, samples: Sequence[Sample]) -> bool:
@@ -163,38 +185,27 @@ class _Compare:
     tolerance: Tolerance
 
     def __call__(self, truth_BT: Tensor, model_BT: Tensor, twin_BT: Tensor) -> Comparison:
-        model_error = _largest(model_BT, truth_BT)
-        if twin_BT.shape != model_BT.shape:
-            return self._found(math.inf, math.inf, model_error, 0, equal=False)
-        twin_error, allowed = _largest(twin_BT, truth_BT), self.tolerance
-        swapped = 0
+        alike = twin_BT.shape == model_BT.shape
+        twin_BT = twin_BT if alike else torch.full_like(model_BT, math.inf)
+        allowed, swapped, close = self.tolerance, 0, alike
         if self.dtype in ("float32", "float64"):
-            close = all(
+            swapped = swapped_pairs(truth_BT, twin_BT, self.request_B, allowed.gap)
+            close &= all(
                 torch.allclose(twin_BT, other, rtol=allowed.rtol, atol=allowed.atol)
                 for other in (model_BT, truth_BT)
             )
-            swapped = swapped_pairs(truth_BT, twin_BT, self.request_B, allowed.gap)
-        else:
-            # Below one unit in the last place of the largest score both are as good as exact.
-            unit = torch.finfo(getattr(torch, self.dtype)).eps * _size(truth_BT)
-            # A model that itself overflows in this type gives nothing to hold the twin to.
-            close = not math.isfinite(model_error)
-            close = close or twin_error <= allowed.low_ratio * max(model_error, unit)
-        error = _largest(twin_BT, model_BT)
-        return self._found(error, twin_error, model_error, swapped, equal=close and swapped == 0)
-
-    def _found(
-        self, error: float, twin_error: float, model_error: float, swapped: int, *, equal: bool
-    ) -> Comparison:
         return Comparison(
             dtype=self.dtype,
             graph=self.graph,
             rows=len(self.request_B),
-            error=error,
-            twin_error=twin_error,
-            model_error=model_error,
+            error=_largest(twin_BT, model_BT),
+            twin_error=_largest(twin_BT, truth_BT),
+            model_error=_largest(model_BT, truth_BT),
+            twin_rms=_rms(twin_BT, truth_BT),
+            model_rms=_rms(model_BT, truth_BT),
+            score_rms=_rms(truth_BT, torch.zeros_like(truth_BT)),
             swapped=swapped,
-            equal=equal,
+            equal=close and swapped == 0,
         )
 
 
@@ -259,5 +270,5 @@ def _largest(left: Tensor, right: Tensor) -> float:
     return float((left - right).abs().max()) if left.numel() else 0.0
 
 
-def _size(scores: Tensor) -> float:
-    return float(scores.abs().max()) if scores.numel() else 0.0
+def _rms(left: Tensor, right: Tensor) -> float:
+    return float((left - right).square().mean().sqrt()) if left.numel() else 0.0
