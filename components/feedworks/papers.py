@@ -61,7 +61,7 @@ PAPERS: dict[str, Paper] = {
             service="MariService",
             shown=(
                 Shown("test", ("auc", "user_auc", "log_loss"), best="max"),
-                Shown("equal", ("error", "twin_error", "model_error", "swapped")),
+                Shown("equal", ("error", "twin_rms", "model_rms", "swapped")),
                 Shown("flops", ("ratio@",)),
                 Shown("speed", ("ms@",)),
             ),

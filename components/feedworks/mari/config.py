@@ -114,8 +114,8 @@ class VerifyConfig:
     Attributes:
         rtol: relative tolerance in float32, against the model and against the model in float64.
         atol: absolute tolerance there.
-        dtypes: checked; in the shorter ones the twin's error against float64 may be `low_ratio` times the
-            model's own.
+        dtypes: checked; in the shorter ones the rms of the twin's error may be `low_ratio` times the
+            model's own, both against float64 over all samples.
         low_ratio: see `dtypes`.
         requests: candidates of each request of a sample; several requests are also scored in one batch.
         num_samples: samples, each with another seed.

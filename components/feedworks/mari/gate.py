@@ -35,6 +35,9 @@ def flat_metrics(sites: JsonObject, verdict: JsonObject, quality: Mapping[str, f
         for name in ("error", "twin_error", "model_error"):
             if (largest := _largest(row[name] for row in rows_of)) is not None:
                 metrics[f"equal/{dtype}/{name}"] = largest
+        for name in ("twin_rms", "model_rms"):
+            if (pooled := _pooled(rows_of, name)) is not None:
+                metrics[f"equal/{dtype}/{name}"] = pooled
         metrics[f"equal/{dtype}/swapped"] = float(sum(row["swapped"] for row in rows_of))
     return metrics
 
@@ -68,6 +71,14 @@ def finite(row: JsonObject) -> JsonObject:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()
     }
+
+
+def _pooled(rows: Sequence[JsonObject], name: str) -> float | None:
+    """Root of the mean square over the rows of all samples."""
+    known = [row for row in rows if row[name] is not None]
+    if not known:
+        return None
+    return math.sqrt(sum(row[name] ** 2 * row["rows"] for row in known) / sum(row["rows"] for row in known))
 
 
 def _largest(values: Any) -> float | None:

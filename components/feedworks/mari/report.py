@@ -194,8 +194,8 @@ def _add_verdict(report: Report, verdict: JsonObject, config: MariConfig) -> Non
         columns,
         rows,
         f"float32: rtol {wanted.rtol:g}, atol {wanted.atol:g}, against the model and the model in float64. "
-        f"16 bits: the twin's error against float64, RMS over all samples, at most {wanted.low_ratio:g} times "
-        "the model's. Swapped: pairs of candidates of one request, over "
+        f"16 bits: the root mean square of the twin's error against float64, over all samples of a type, at "
+        f"most {wanted.low_ratio:g} times the model's. Swapped: pairs of candidates of one request, over "
         f"{wanted.min_gap:g} apart, in another order.",
     )
 

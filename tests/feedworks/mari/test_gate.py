@@ -49,11 +49,14 @@ def test_reasons(metrics: dict[str, float], gate: GateConfig, said: list[str]) -
 
 
 def test_metrics_take_the_worst_of_each_type_and_leave_out_what_is_no_number() -> None:
-    comparison = {"dtype": "float32", "twin_error": 2.0, "model_error": 3.0, "swapped": 1}
+    comparison = {"dtype": "float32", "twin_error": 2.0, "model_error": 3.0, "swapped": 1, "model_rms": None}
     verdict = {
         "equal": False,
         "requests_apart": True,
-        "rows": [{**comparison, "error": 1.0}, {**comparison, "error": None}],
+        "rows": [
+            {**comparison, "error": 1.0, "twin_rms": 3.0, "rows": 1},
+            {**comparison, "error": None, "twin_rms": 1.0, "rows": 7},
+        ],
     }
     sites = {"nodes": [1, 2], "sites": [{"kind": "linear"}, {"kind": "user_only"}], "refusals": [1]}
     metrics = flat_metrics({**sites, "flops": {"10": [6, 2]}}, verdict, {"test/twin/auc": 0.5})
@@ -68,6 +71,7 @@ def test_metrics_take_the_worst_of_each_type_and_leave_out_what_is_no_number() -
         "equal/float32/error": 1.0,
         "equal/float32/twin_error": 2.0,
         "equal/float32/model_error": 3.0,
+        "equal/float32/twin_rms": 2**0.5,
         "equal/float32/swapped": 2.0,
     }
 

@@ -162,7 +162,7 @@ def test_ids_without_sizes_may_be_any() -> None:
     assert RequestReader(schema).from_arrays(user, candidates).arrays[0].tolist() == user["history"]
 
 
-# Training flushes subnormal numbers to zero for the rest of a process, which other tests may have been before.
+# Training flushes subnormal numbers to zero for the rest of a process, which may be that of other tests too.
 junk = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_subnormal=False) | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
