@@ -14,6 +14,7 @@ from feedworks.mari.values import (
     Folded,
     Form,
     Normed,
+    Outer,
     Row,
     Tall,
     User,
@@ -71,6 +72,8 @@ def refusal(node: Call, arguments: Sequence[Any]) -> Refusal | None:
 def mixed_of(value: Any) -> Mixed | None:
     """Where user and candidate came together in a value; with an empty node if they still stand apart."""
     if isinstance(value, Row):
+        return value.mixed
+    if isinstance(value, Outer):
         return value.mixed
     if isinstance(value, Form):
         inside = next((t.atom.mixed for t in value.terms if t.atom.mixed is not None), None)

@@ -22,7 +22,7 @@ from feedworks.errors import ModelError
 from feedworks.mari import reasons, values
 from feedworks.mari.calls import Call, leaves_of, mapped, raw, sizes
 from feedworks.mari.found import Refusal, Site
-from feedworks.mari.values import Blocks, Count, Folded, Form, Normed, Row, Tall, User, Value
+from feedworks.mari.values import Blocks, Count, Folded, Form, Normed, Outer, Row, Tall, User, Value
 
 __all__ = ["Block", "Call", "Count", "Options", "Refusal", "Row", "Site", "Sweep", "Weights", "rule", "sizes"]
 
@@ -301,6 +301,8 @@ class Sweep:
             return even if value.bias is None else even + value.bias
         if isinstance(value, Blocks):
             return torch.cat([self.whole(part) for part in value.parts], dim=value.axis)
+        if isinstance(value, Outer):
+            return value.own.tensor * self.spread(value.user.tensor)
         if isinstance(value, Tall):
             return self.whole(value.value).unsqueeze(-1)
         if isinstance(value, Folded):
@@ -327,6 +329,8 @@ class Sweep:
             return None
         if isinstance(value, Form):
             return value
+        if isinstance(value, Outer):
+            return values.whole(self.whole(value), of_user=False, mixed=value.mixed)
         if isinstance(value, Row) and value.has_rows and _has_columns(value.tensor):
             return values.whole(value.tensor, of_user=False, mixed=value.mixed)
         plain = isinstance(value, User) and (value.axis, value.factor, value.single) == (0, 1, False)

@@ -298,6 +298,18 @@ class Blocks(Value):
 
 
 @dataclass(frozen=True, eq=False)
+class Outer(Value):
+    """A candidate's `(B, S, 1)` or `(B, 1, D)` times the user's `(R, S, D)`, not yet multiplied.
+
+    `mixed`: where they met.
+    """
+
+    own: Row
+    user: User
+    mixed: Mixed
+
+
+@dataclass(frozen=True, eq=False)
 class Tall(Value):
     """A value `(B, D)` that the model holds as `(B, D, 1)`."""
 

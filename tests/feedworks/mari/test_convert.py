@@ -37,7 +37,7 @@ def dense(*widths: int) -> list[Tensor]:
 
 
 def widths(report) -> list[tuple[int, int]]:
-    return [(site.user_width, site.other_width) for site in report.sites]
+    return [(site.user_width, site.other_width) for site in report.sites if site.cut]
 
 
 class Mlp(nn.Module):

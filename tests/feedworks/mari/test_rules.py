@@ -332,3 +332,31 @@ def test_columns_of_one_wide_tensor_go_back_to_their_sides():
     model = OfTwo(wide, nn.Embedding(30, 4), nn.Linear(11, 3))
     report = twin_of(model, [*dense(5), *ids((1,))], USER_ITEM)
     assert [(site.user_width, site.other_width) for site in report.sites] == [(7, 4)]
+
+
+def test_bags_of_the_users_words_are_summed_once_per_request():
+    def bags(bag, first, user, item):
+        return first(torch.cat([bag(user), bag(item)], dim=1))
+
+    model = OfTwo(bags, nn.EmbeddingBag(30, 4, mode="mean"), nn.Linear(8, 3))
+    report = twin_of(model, ids((6,), (2,)), USER_ITEM)
+    assert [(site.user_width, site.other_width) for site in report.sites] == [(4, 4)]
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda q, k: ((k * q).sum(dim=2, keepdim=True).softmax(dim=1) * k).sum(dim=1),
+        lambda q, k: (q * k).sum(dim=-1),
+        lambda q, k: (torch.tanh(k @ q.transpose(1, 2)) * k).sum(dim=1, keepdim=True).flatten(1),
+        lambda q, k: (q * k).sum(dim=1),
+        lambda q, k: ((q * k).sum(dim=2, keepdim=True) * k).sum(dim=2),
+        lambda q, k: (q * k).sum(dim=(1, 2)).unsqueeze(1) + torch.relu(q * k).sum(dim=2),
+    ],
+)
+def test_a_candidates_weights_times_the_users_history_are_a_product(pool):
+    def pooled(embedding, user, item):
+        return pool(embedding(item).unsqueeze(1), embedding(user))
+
+    report = twin_of(OfTwo(pooled, nn.Embedding(30, 4)), ids((9,), ()), USER_ITEM)
+    assert "attention" in kinds(report) or "relu" in pool.__code__.co_names

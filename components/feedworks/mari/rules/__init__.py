@@ -3,6 +3,6 @@
 Importing this package fills the tables of `feedworks.mari.sweep`.
 """
 
-from feedworks.mari.rules import attention, elementwise, layout, linear, rowwise, sums, wraps
+from feedworks.mari.rules import attention, bags, elementwise, layout, linear, rowwise, sums, wraps
 
-__all__ = ["attention", "elementwise", "layout", "linear", "rowwise", "sums", "wraps"]
+__all__ = ["attention", "bags", "elementwise", "layout", "linear", "rowwise", "sums", "wraps"]

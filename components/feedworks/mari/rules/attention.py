@@ -7,6 +7,7 @@ Shape legend: B rows, M queries of a candidate, S keys, K and N columns.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from feedworks.mari.calls import Call, sizes
 from feedworks.mari.found import Site
-from feedworks.mari.rules.tables import count, numbers, rank
-from feedworks.mari.sweep import Sweep, rule
-from feedworks.mari.values import Form, Row, User, Value, of_user
+from feedworks.mari.rules.tables import argument, axes_of, count, numbers, rank
+from feedworks.mari.sweep import Sweep, rule, wrapped
+from feedworks.mari.values import Form, Outer, Row, User, Value, of_user
 
 aten = torch.ops.aten
 
@@ -88,6 +89,27 @@ def _attention(sweep: Sweep, node: Call, arguments: list[Any]) -> Row | None:
     mine = mine if mine is None else mine.expand(*mine.shape[:-2], joined.shape[-2], mine.shape[-1])
     out = node.target(joined, keys, held, mine, **options)
     return Row(_apart(out[0], asked.shape[0], asked.shape[-2]))
+
+
+@wrapped(Outer)
+def _summed(sweep: Sweep, node: Call, arguments: list[Any], options: Mapping[str, Any]) -> Row | None:
+    """A sum over `own * user` is a product, or the user alone is summed."""
+    if node.target != aten.sum.dim_IntList or options or not isinstance(arguments[0], Outer):
+        return None
+    own, user = arguments[0].own.tensor, arguments[0].user.tensor
+    keep = bool(argument(node, 2, False))
+    axes = axes_of(node, 1)
+    if axes not in ([1], [2]):
+        return None
+    if own.shape[axes[0]] == 1:
+        # A candidate's number is the same for all that is summed: (B, 1, D) over S, or (B, S, 1) over D.
+        total = own * sweep.spread(user.sum(dim=axes[0], keepdim=True))
+    elif axes == [1]:
+        total = _against(sweep, own.transpose(1, 2), user)
+    else:
+        total = _against(sweep, own, user.transpose(1, 2)).transpose(1, 2)
+    _note(sweep, node, own.shape[axes[0]], 1, user.shape[3 - axes[0]])
+    return Row(total if keep else total.squeeze(axes[0]))
 
 
 def _user(sweep: Sweep, value: Any) -> Tensor | None:

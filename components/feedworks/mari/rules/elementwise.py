@@ -13,9 +13,10 @@ from torch import Tensor
 
 from feedworks.mari import values
 from feedworks.mari.calls import Call, sizes
+from feedworks.mari.found import Mixed
 from feedworks.mari.rules.tables import LIKE, PAIRWISE, POINTWISE, SAME, count, numbers, rank
 from feedworks.mari.sweep import Sweep, rule
-from feedworks.mari.values import Blocks, Count, Form, Row, Term, User, Value
+from feedworks.mari.values import Blocks, Count, Form, Outer, Row, Term, User, Value
 
 aten = torch.ops.aten
 _ALGEBRA = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
@@ -146,7 +147,26 @@ def _product(sweep: Sweep, node: Call, arguments: list[Any]) -> Any:
         found = _piece_by_piece(node, left, right)
         if found is not None:
             return found
-    return _broadcast(sweep, node, arguments)
+    return _outer(sweep, node, arguments) or _broadcast(sweep, node, arguments)
+
+
+def _outer(sweep: Sweep, node: Call, arguments: list[Any]) -> Outer | None:
+    """A candidate's weights or vector times the user's history; most often a sum follows."""
+    own, user = arguments if isinstance(arguments[0], Row) else arguments[::-1]
+    if node.target != aten.mul.Tensor or not isinstance(own, Row) or not isinstance(user, User):
+        return None
+    plain = (user.axis, user.factor, user.single) == (0, 1, False) and own.has_rows
+    shape = sizes(node)
+    if not plain or not sweep.options.cut or len(shape) != 3 or not sweep.has_rows(node):
+        return None
+    mine, theirs = own.tensor, user.tensor
+    if mine.ndim != 3 or tuple(theirs.shape[1:]) != shape[1:] or mine.dtype != theirs.dtype:
+        return None
+    axes = tuple(mine.shape[1:])
+    if axes not in ((shape[1], 1), (1, shape[2])) or axes == shape[1:] or not theirs.is_floating_point():
+        return None
+    said = f"after numbers of user and candidate were multiplied ({sweep.current})"
+    return Outer(own, user, own.mixed or Mixed(sweep.current, "multiplication", said))
 
 
 def _piece_by_piece(node: Call, left: Form, right: Form) -> Form | None:
