@@ -142,7 +142,7 @@ class Sweep:
         )
         # The model's number of rows: as an expression, and as torch's own symbol.
         self.row_symbol, self.raw_rows = sizes(rows)[0], raw(rows)[0]
-        self._wholes: dict[int, tuple[Any, Any]] = {}
+        self._wholes: dict[tuple[int, str], tuple[Any, Any]] = {}
         # Products that were made with an earlier one, by node.
         self.shared: dict[str, Form] = {}
         self.later: dict[str, Site] = {}
@@ -260,7 +260,8 @@ class Sweep:
         """A value of the user alone as one tensor."""
         if isinstance(value, User):
             return value
-        return User(self._once_made(value, lambda: values.assembled(value, lambda x: x, self.requests)))
+        made = self._once_made(value, "R", lambda: values.assembled(value, lambda x: x, self.requests))
+        return User(made)
 
     def at_requests(self, value: Any) -> Any:
         """A value of the user as a tensor of R rows; others as they are."""
@@ -282,13 +283,16 @@ class Sweep:
             return value.tensor
         if isinstance(value, Count):
             return value.value
-        return self._once_made(value, lambda: self._whole(value)) if isinstance(value, Value) else value
+        if not isinstance(value, Value):
+            return value
+        return self._once_made(value, "B", lambda: self._whole(value))
 
-    def _once_made(self, value: Any, make: Callable[[], Tensor]) -> Tensor:
+    def _once_made(self, value: Any, rows: str, make: Callable[[], Tensor]) -> Tensor:
         """Several operations may need the same tensor; the value is kept, as its id stands for it."""
-        if id(value) not in self._wholes:
-            self._wholes[id(value)] = (value, make())
-        made: Tensor = self._wholes[id(value)][1]
+        key = (id(value), rows)
+        if key not in self._wholes:
+            self._wholes[key] = (value, make())
+        made: Tensor = self._wholes[key][1]
         return made
 
     def _whole(self, value: Any) -> Any:

@@ -360,3 +360,11 @@ def test_a_candidates_weights_times_the_users_history_are_a_product(pool):
 
     report = twin_of(OfTwo(pooled, nn.Embedding(30, 4)), ids((9,), ()), USER_ITEM)
     assert "attention" in kinds(report) or "relu" in pool.__code__.co_names
+
+
+def test_a_joined_user_that_is_read_at_one_row_per_request_and_over_all_rows():
+    def both(user, item):
+        x = torch.cat([user, user * 2], dim=1)
+        return torch.tanh(x).softmax(dim=0) + x.softmax(dim=0) - x[:1] + item.sum(dim=1, keepdim=True)
+
+    twin_of(OfTwo(both), dense(5, 3), USER_ITEM)
