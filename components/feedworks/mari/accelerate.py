@@ -89,6 +89,8 @@ def _replace(graph: Graph, node: Node) -> None:
     if node.target == aten.addmm.default:
         partial, x, turned = node.args
         weight: Any = turned.args[0]  # type: ignore[union-attr]
+        if not _fits(partial, node):
+            return
         if isinstance(partial, Node) and partial.target == aten.index_select.default and partial.args[1] == 0:
             partial, _, request = partial.args
         elif _rows(partial) != 1:
@@ -131,6 +133,12 @@ def _alike(one: Node, other: Node) -> bool:
     if not isinstance(left, Tensor) or not isinstance(right, Tensor) or left.dtype != right.dtype:
         return False
     return [str(size) for size in left.shape] == [str(size) for size in right.shape]
+
+
+def _fits(partial: Any, product: Node) -> bool:
+    """Whether there is a number for each output: the kernels do not look again, and none is repeated."""
+    start, out = _value(partial), _value(product)
+    return start is not None and out is not None and str(start.shape[-1]) == str(out.shape[-1])
 
 
 def _rows(node: Any) -> Any:

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from feedworks.mari import rules as _rules  # noqa: F401 - fills the tables of the sweep
 from feedworks.mari.graphs import rename, simplify, without_notes
-from feedworks.mari.programs import export_rows, named_sides, quiet, weights_of
+from feedworks.mari.programs import export_rows, named_sides, quiet, require_plain, weights_of
 from feedworks.mari.sweep import Block, Options, Refusal, Site, Sweep
 from feedworks.mari.twin import Piece, Twin
 
@@ -56,7 +56,9 @@ def reparameterise(
     """Find where user and candidate meet in a product, and cut its weights by side.
 
     Args:
-        model: in eval mode; scores B rows, each with its user's inputs. Or its exported program.
+        model: in eval mode; scores B rows, each with its user's inputs. Or its exported program. Where a
+            row's score depends on other rows, as in a softmax over candidates, the twin too takes all rows
+            that it is given together, of whatever request: give such a one a request at a time.
         example_inputs: arguments of its forward, at least 2 rows, the same user in all.
         sides: `user`, `item`, `cross` or `const` for every tensor among them, by name or in their order.
         layout: `neat` gathers the columns of each side into one product; `keep` leaves them as they lie.
@@ -71,6 +73,7 @@ def reparameterise(
         named = named_sides(model.graph_signature.user_inputs, sides)
         with quiet():
             program = without_notes(model.run_decompositions({}))
+        require_plain(program)
         rename(program, list(named))
     else:
         program, named = export_rows(model, example_inputs, sides)

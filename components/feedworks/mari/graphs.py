@@ -95,7 +95,7 @@ def _sum_of_product(graph: Graph, node: Node) -> None:
         if other is summand or _shape(summand) != _shape(node) or len(_shape(node) or ()) != 2:
             continue
         found = _product(summand)
-        if found is None or len(_shape(other) or ()) != 2:
+        if found is None or not _begins(other, summand):
             continue
         data, weight, cut = found
         with graph.inserting_before(node):
@@ -106,6 +106,13 @@ def _sum_of_product(graph: Graph, node: Node) -> None:
         joint.meta.update(node.meta)
         _replace(graph, node, joint)
         return
+
+
+def _begins(other: Any, summand: Any) -> bool:
+    """Whether a product can begin at a tensor: of its type, and with a number for each output."""
+    shape, wanted = _shape(other) or (), _shape(summand) or ()
+    same = len(shape) == 2 and shape[1] == wanted[1]
+    return same and bool(other.meta["val"].dtype == summand.meta["val"].dtype)
 
 
 def _product(node: Any) -> tuple[Node, Any, tuple[int, int] | None] | None:

@@ -67,9 +67,17 @@ def require_names(model: nn.Module, schema: RankerSchema, reference: str) -> Non
 def require_scores(program: ExportedProgram, schema: RankerSchema, reference: str) -> None:
     """Check that a model gives a finite number for each candidate and output, and the same when asked again.
 
+    Outputs that it names have to be the schema's.
+
     Raises:
         ModelError: it does not.
     """
+    names = _output_names(program)
+    if names and names != list(schema.outputs):
+        raise ModelError(
+            f"model {reference}: it returns {', '.join(names)}; the sides file names its outputs "
+            f"{', '.join(schema.outputs)}; give the same in the same order"
+        )
     inputs = tiled(schema, draw(schema, [3, 1]))
     scores_BT, again_BT = (_scores(program, inputs) for _ in range(2))
     if scores_BT.shape != (4, len(schema.outputs)):
@@ -83,6 +91,13 @@ def require_scores(program: ExportedProgram, schema: RankerSchema, reference: st
         raise ModelError(
             f"model {reference}: it scores the same candidates in two ways; take out what is random"
         )
+
+
+def _output_names(program: ExportedProgram) -> list[str]:
+    """Keys of a dict that a model returns; empty where it returns tensors without names."""
+    tree = program.call_spec.out_spec
+    outputs = pytree.tree_unflatten([0] * tree.num_leaves, tree)
+    return [str(name) for name in outputs] if isinstance(outputs, dict) else []
 
 
 def _scores(program: ExportedProgram, inputs: Sequence[Tensor]) -> Tensor:

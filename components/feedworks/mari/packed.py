@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from feedworks.mari.accelerate import partial_linear
 from feedworks.mari.samples import draw
@@ -86,7 +87,7 @@ def _agree(twin: Twin, score: Score, schema: RankerSchema) -> bool:
 
 
 def _tensors(outputs: Any) -> tuple[Tensor, ...]:
-    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+    return tuple(pytree.tree_leaves(outputs))
 
 
 def _compiled(twin: Twin, scoring: Graph) -> Callable[..., tuple[Tensor, ...]]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
@@ -82,12 +83,35 @@ def export_rows(
                 tuple(inputs),
                 dynamic_shapes=(dynamic,) if kinds == [inspect.Parameter.VAR_POSITIONAL] else dynamic,
             )
-            return without_notes(program.run_decompositions({})), named
+            program = without_notes(program.run_decompositions({}))
         except Exception as error:  # torch.export raises whatever the model's own code meets
             first = str(error).strip().splitlines() or [type(error).__name__]
             raise ModelError(
                 f"the model cannot be exported with any number of rows: {first[0]}; see torch.export.export"
             ) from error
+    require_plain(program)
+    return program, named
+
+
+def require_plain(program: ExportedProgram) -> None:
+    """Check that a functional program only computes its outputs, by operations without branches.
+
+    Raises:
+        ModelError: it writes to a buffer or an input, or holds a branch or a loop.
+    """
+    signature = program.graph_signature
+    written = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+    if written:
+        raise ModelError(
+            f"the model writes to {', '.join(written)} when it scores; it has to leave its buffers and "
+            "inputs as they are"
+        )
+    for node in program.graph.nodes:
+        if node.op == "call_function" and isinstance(node.target, HigherOrderOperator):
+            raise ModelError(
+                f"the model's graph has {node.target}, which holds graphs of its own; "
+                "write it with operations on whole tensors, such as torch.where"
+            )
 
 
 def input_names(model: nn.Module, inputs: Sequence[Any]) -> list[str]:

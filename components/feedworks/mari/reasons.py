@@ -144,6 +144,8 @@ def _axis_of_rows(node: Call) -> bool:
         return False
     rank = len(sizes(node.args[0]))
     axes = node.args[place] if len(node.args) > place else node.kwargs.get("dim")
+    if not isinstance(axes, int | list | tuple | None):
+        return False  # the larger of two tensors, number by number
     if axes is None and operation(node) in ("sort", "topk"):
         axes = -1
     axes = [axes] if isinstance(axes, int) else list(axes or range(rank))

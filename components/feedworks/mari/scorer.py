@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from feedworks.errors import FeedworksError, ModelError
 from feedworks.mari.request import Array
@@ -162,7 +163,8 @@ class Scorer:
     def _joined(self, outputs: Any, num_rows: int) -> Scores:
         """One array of what the model returned. It is a copy: an output may be a view of an input."""
         if not isinstance(outputs, Tensor):
-            outputs = torch.stack(tuple(outputs), dim=1)
+            leaves = outputs if isinstance(outputs, tuple | list) else pytree.tree_leaves(outputs)
+            outputs = torch.cat([x.reshape(num_rows, -1) for x in leaves], dim=1)
         array = outputs.float().cpu().numpy().reshape(num_rows, -1)
         return np.array(array)
 

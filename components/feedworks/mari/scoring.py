@@ -31,6 +31,8 @@ BODY_WITHIN_S = 10.0
 MAX_WAITING = 256
 MAX_WAITING_BYTES = 256 << 20
 MAX_BATCH = 64
+# What gather, one_hot, embedding_bag and a look-up inside a product say of an id beyond their table.
+_OUT_OF_RANGE = ("is out of bounds", "not in the valid range", "Class values must be", "expected 0 ..")
 
 
 class Scoring:
@@ -68,7 +70,9 @@ class Scoring:
         """
         try:
             score_BT = await self._batcher.submit(request)
-        except IndexError:  # ids whose number the schema does not know
+        except (IndexError, RuntimeError, ValueError) as error:  # ids whose number the schema does not know
+            if not isinstance(error, IndexError) and not any(said in str(error) for said in _OUT_OF_RANGE):
+                raise
             raise RequestError("an id is out of range for the model") from None
         if not np.isfinite(score_BT).all():
             place = int(np.argwhere(~np.isfinite(score_BT))[0, 0])

@@ -126,7 +126,8 @@ class Sweep:
         self.graph = program.graph
         self.constants = constants
         self._sides = dict(zip(program.graph_signature.user_inputs, sides.values(), strict=True))
-        self.weight = weight
+        self._weight = weight
+        self._given = _given(self.graph, self._sides)
         self.options = options
         self._note, self._refuse = site, refuse
         self._sited: set[str] = set()
@@ -163,6 +164,10 @@ class Sweep:
             else:
                 environment[node] = self._call(node, environment)
         raise AssertionError("a graph ends in its output")
+
+    def weight(self, name: str, make: Callable[[], Tensor], blocks: Sequence[Block] = ()) -> Tensor:
+        """Keep a computed weight, but for one that a `const` input goes into: the next call has another."""
+        return make() if self.current in self._given else self._weight(name, make, blocks)
 
     @property
     def one_request(self) -> bool:
@@ -360,6 +365,15 @@ class Sweep:
         return replace(
             result, has_rows=rows, mixed=result.mixed or reasons.mixture(node, leaves, self.current)
         )
+
+
+def _given(graph: torch.fx.Graph, sides: Mapping[str, str]) -> set[str]:
+    """Names of the nodes that depend on a `const` input."""
+    found = {name for name, side in sides.items() if side == "const"}
+    for node in graph.nodes:
+        if any(parent.name in found for parent in node.all_input_nodes):
+            found.add(node.name)
+    return found
 
 
 def _has_columns(tensor: Tensor) -> bool:

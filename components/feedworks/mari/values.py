@@ -331,6 +331,8 @@ def moments(form: Form, spread: Callable[[Tensor], Tensor], epsilon: float) -> t
     """
     count, mean, squares = 0, None, None
     for term in pieces(form):
+        if not term.width:
+            continue  # no numbers have no mean
         part = tensor_of(term)
         if form.offset is not None:
             part = part + form.offset[term.start : term.stop]

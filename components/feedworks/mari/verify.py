@@ -248,7 +248,7 @@ def _run(module: torch.fx.GraphModule, given: Sequence[Tensor], dtype: torch.dty
 
 
 def _joined(outputs: Sequence[Tensor]) -> Tensor:
-    return torch.cat([x if x.ndim > 1 else x.unsqueeze(1) for x in outputs], dim=1).double()
+    return torch.cat([x if x.ndim > 1 else x.reshape(-1, 1) for x in outputs], dim=1).double()
 
 
 class _InType(torch.fx.Interpreter):

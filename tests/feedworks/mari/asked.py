@@ -80,7 +80,7 @@ def seeded_ranker(seed: int = 0) -> Ranker:
 def write_package(folder: Path, model: nn.Module, schema: RankerSchema, tag: str = "mari:test") -> Path:
     """Package a model as the pipeline does."""
     example = samples.tiled(schema, samples.draw(schema, [3]))
-    twin = reparameterise(model, example, schema.sides).twin
+    twin = reparameterise(model, example, list(schema.sides.values())).twin
     twin.save(folder / "twin")
     schema.write(folder / "sides.json")
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]

@@ -182,6 +182,9 @@ def test_another_model_behind_the_same_name_is_another_run(outside_run: Path, tm
         ("THEIRS:Noisy", "in two ways"),
         ("THEIRS:OneOutput", r"it returns \(4, 1\) for 4 candidates; the sides file names 2 outputs"),
         ("THEIRS:CountsRows", "cannot be exported"),
+        ("THEIRS:InAnotherOrder", "returns buy, click; the sides file names its outputs click, buy"),
+        ("THEIRS:Branches", "graph has cond"),
+        ("THEIRS:Remembers", "writes to calls when it scores"),
     ],
 )
 def test_a_model_that_cannot_be_used_is_one_line(

@@ -97,7 +97,7 @@ def test_a_batch_is_cut_into_calls(counts: list[int], calls: list[tuple[int, int
 
 
 class Outputs(nn.Module):
-    """Two outputs, as a tuple or side by side, or one too many."""
+    """Two outputs, as a tuple, by name or side by side, or one too many."""
 
     def __init__(self, form: str) -> None:
         super().__init__()
@@ -105,10 +105,16 @@ class Outputs(nn.Module):
 
     def forward(self, *inputs: Tensor, request_B: Tensor | None = None) -> Any:
         one, other = inputs[1][:, 0], inputs[1][:, 1] * 2
-        return (one, other) if self.form == "tuple" else torch.stack([one, other], dim=1)
+        forms = {
+            "tuple": (one, other),
+            "of two shapes": (one.unsqueeze(1), other),
+            "named": {"click": one, "like": other},
+            "columns": torch.stack([one, other], dim=1),
+        }
+        return forms[self.form]
 
 
-@pytest.mark.parametrize("form", ["tuple", "columns"])
+@pytest.mark.parametrize("form", ["tuple", "of two shapes", "named", "columns"])
 def test_several_outputs(form: str) -> None:
     schema = SMALL.model_copy(update={"outputs": ("click", "like")})
     scorer = Scorer(schema, Outputs(form), "t")
@@ -116,6 +122,23 @@ def test_several_outputs(form: str) -> None:
     assert found.tolist() == [[1, 4], [3, 8]]
     with pytest.raises(ModelError, match=r"returns \(3, 2\) for 3 candidates; outputs: score"):
         Scorer(SMALL, Outputs(form), "t")
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ranker = seeded_ranker()
+
+    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
+        both = self.ranker(*inputs)
+        return {"click": both[:, 0], "like": both[:, 1]}
+
+
+def test_outputs_by_name_are_served(tmp_path: Path) -> None:
+    scorer, asked = Scorer.load(write_package(tmp_path, Named().eval(), SCHEMA)), draw(SCHEMA, 5, 0)
+    found = scorer.score([READER.from_arrays(*asked).arrays] * 2)
+    for scores in found:
+        np.testing.assert_allclose(scores, scores_of(MODEL, SCHEMA, *asked), rtol=1e-5, atol=1e-5)
 
 
 def test_a_twin_of_another_schema_is_refused(package: Path) -> None:

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from torch import Tensor
+from torch.nn import functional as F
 
 from feedworks.mari import scoring as module
 from feedworks.mari.schema import ModelInput, RankerSchema
@@ -24,6 +25,7 @@ from feedworks.mari.scorer import Scorer
 from feedworks.mari.scoring import Scoring, ScoringApp
 from feedworks.mari.wire import pack_request, unpack_scores
 from feedworks.serving.ahead import Ahead
+from feedworks_kernels import user_partial_linear
 
 SCHEMA = RankerSchema(
     inputs=(
@@ -38,6 +40,8 @@ SCHEMA = RankerSchema(
 class Model:
     """Scores `user * item[0] + table[shop]`; waits for `gate` where it is set."""
 
+    look_up: Callable[[Tensor, Tensor], Tensor] = staticmethod(lambda table, shop: table[shop])
+
     def __init__(self) -> None:
         self.gate: threading.Event | None = None
         self.sizes: list[int] = []
@@ -48,7 +52,7 @@ class Model:
         self.sizes.append(len(user))
         user_B = user if request_B is None else user[request_B]
         table = user.new_tensor([0.0, 10.0, 20.0])
-        return user_B * item[:, 0] + table[shop]
+        return user_B * item[:, 0] + self.look_up(table, shop)
 
 
 def values(place: int, count: int = 3, shop: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -102,8 +106,27 @@ def test_requests_at_once_are_scored_at_once_and_each_gets_its_own(in_thread: bo
     assert max(sizes) > 4
 
 
+def _product(table: Tensor, shop: Tensor) -> Tensor:
+    sums = user_partial_linear(table[:, None], table.new_ones(len(shop), 1), table.new_zeros(1, 1), shop)
+    return sums[:, 0]
+
+
+LOOK_UPS = {
+    "index": lambda table, shop: table[shop],
+    "gather": lambda table, shop: table.gather(0, shop),
+    "one_hot": lambda table, shop: F.one_hot(shop, 3).float() @ table,
+    "embedding_bag": lambda table, shop: F.embedding_bag(shop[:, None], table[:, None], mode="sum")[:, 0],
+    "product": _product,
+}
+
+
+@pytest.mark.parametrize("look_up", LOOK_UPS.values(), ids=LOOK_UPS)
 @pytest.mark.parametrize("in_thread", [False, True])
-def test_an_id_that_only_the_model_knows_to_be_wrong_spoils_no_other_answer(in_thread: bool) -> None:
+def test_an_id_that_only_the_model_knows_to_be_wrong_spoils_no_other_answer(
+    in_thread: bool, look_up: Callable[[Tensor, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "look_up", staticmethod(look_up))
+
     async def ask(client: httpx.AsyncClient, model: Model) -> list[httpx.Response]:
         return await asyncio.gather(*(post(client, 1, shop=3 if i == 2 else 1) for i in range(5)))
 

@@ -58,6 +58,33 @@ class CountsRows(Theirs):
         return super().forward(profile, item, match) * int(profile.sum() > 0)
 
 
+class Squeezes(Theirs):
+    def forward(self, profile: Tensor, item: Tensor, match: Tensor) -> Tensor:
+        return super().forward(profile, item, match).squeeze()
+
+
+class InAnotherOrder(Theirs):
+    def forward(self, profile: Tensor, item: Tensor, match: Tensor) -> dict[str, Tensor]:
+        logits = super().forward(profile, item, match)
+        return {"buy": logits[:, 1], "click": logits[:, 0]}
+
+
+class Branches(Theirs):
+    def forward(self, profile: Tensor, item: Tensor, match: Tensor) -> Tensor:
+        logits = super().forward(profile, item, match)
+        return torch.cond(logits.sum() > 0, torch.sin, torch.cos, (logits.detach(),))
+
+
+class Remembers(Theirs):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, profile: Tensor, item: Tensor, match: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(profile, item, match)
+
+
 def fails() -> nn.Module:
     raise RuntimeError("no weights\nto be found")
 

@@ -16,7 +16,7 @@ from feedworks.mari.calls import Call, sizes
 from feedworks.mari.found import Mixed
 from feedworks.mari.rules.tables import LIKE, PAIRWISE, POINTWISE, SAME, count, numbers, rank
 from feedworks.mari.sweep import Sweep, rule
-from feedworks.mari.values import Blocks, Count, Form, Outer, Row, Term, User, Value
+from feedworks.mari.values import Blocks, Count, Folded, Form, Normed, Outer, Row, Tall, Term, User, Value
 
 aten = torch.ops.aten
 _ALGEBRA = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
@@ -101,7 +101,25 @@ def _sum(sweep: Sweep, node: Call, arguments: list[Any]) -> Any:
     return total
 
 
+def type_of(value: Value) -> torch.dtype | None:
+    """Type of a value's numbers; None where its parts are of several."""
+    if isinstance(value, Form):
+        kinds = {term.atom.tensor.dtype for term in value.terms}
+    elif isinstance(value, Blocks):
+        found = {type_of(part) for part in value.parts}
+        return found.pop() if len(found) == 1 else None
+    elif isinstance(value, Normed | Folded):
+        return type_of(value.form)
+    elif isinstance(value, Tall):
+        return type_of(value.value)
+    else:
+        kinds = {value.tensor.dtype} if isinstance(value, User | Row) else set()
+    return kinds.pop() if len(kinds) == 1 else None
+
+
 def _alike(left: Form, right: Form) -> bool:
+    if type_of(left) != type_of(right):
+        return False
     return left.width == right.width and len(left.middle) == len(right.middle)
 
 
@@ -140,7 +158,7 @@ def _product(sweep: Sweep, node: Call, arguments: list[Any]) -> Any:
         left, right = right, left
     if isinstance(left, Form) and is_constant(right):
         by = right if not isinstance(right, Tensor) else per_column(left, right)
-        if by is None:
+        if by is None or (divided and not isinstance(by, Tensor) and not by):
             return None
         return values.scaled(left, 1 / by if divided else by)
     if isinstance(left, Form) and isinstance(right, Form):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from feedworks.mari import values
 from feedworks.mari.calls import Call, Stand, raw, shaped, sizes
-from feedworks.mari.rules.elementwise import is_constant, lazy
+from feedworks.mari.rules.elementwise import is_constant, lazy, type_of
 from feedworks.mari.rules.tables import argument, count, numbers, rank, touched, window
 from feedworks.mari.sweep import VIEWS, Sweep, rule
 from feedworks.mari.values import Blocks, Count, Folded, Form, Row, Tall, User, Value
@@ -45,15 +46,34 @@ def _cat(sweep: Sweep, node: Call, arguments: list[Any]) -> Any:
         return parts[0]
     if axis == rank(node) - 1:
         forms = [sweep.form(part) for part in parts]
-        if all(form is not None for form in forms):
-            whole = values.joined([form for form in forms if form is not None])
+        same = _of_one_type([form for form in forms if form is not None])
+        if same is not None and all(form is not None for form in forms):
+            whole = values.joined(same)
             return whole if any(term.atom.of_user for term in whole.terms) or lazy(whole) else None
     return blocks_of(sweep, node, parts, axis)
+
+
+def _of_one_type(forms: list[Form]) -> list[Form] | None:
+    """Forms in the type of their concatenation; None where numbers would be rounded in another place."""
+    kinds = {type_of(form) for form in forms}
+    if len(kinds) < 2:
+        return forms
+    if None in kinds or any(len(form.terms) > 1 or _altered(form) for form in forms):
+        return None
+    wanted = reduce(torch.promote_types, [kind for kind in kinds if kind is not None])
+    return [replace(form, terms=_atoms(form, lambda tensor: tensor.to(wanted))) for form in forms]
+
+
+def _altered(form: Form) -> bool:
+    scales = [term.scale for term in form.terms]
+    return form.offset is not None or any(isinstance(scale, Tensor) or scale != 1.0 for scale in scales)
 
 
 def blocks_of(sweep: Sweep, node: Call, parts: list[Any], axis: int) -> Blocks | None:
     """A concatenation along an axis, kept as its parts if they are of both sides."""
     if axis == 0 or not sweep.options.cut or not sweep.has_rows(node):
+        return None
+    if len({type_of(part) for part in parts if isinstance(part, Value)}) > 1:
         return None
     flat: list[tuple[Value, int]] = []
     for part, given in zip(parts, node.args[0], strict=True):

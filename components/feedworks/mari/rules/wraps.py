@@ -16,7 +16,7 @@ from torch import Tensor
 from feedworks.mari.calls import Call, Stand, raw, shaped, sizes
 from feedworks.mari.rules import blocks as _blocks  # noqa: F401 - fills the tables of the sweep
 from feedworks.mari.rules.linear import batch_normed, times
-from feedworks.mari.rules.tables import PAIRWISE, POINTWISE, SAME, argument, rank
+from feedworks.mari.rules.tables import PAIRWISE, POINTWISE, SAME, argument, numbers, rank
 from feedworks.mari.sweep import VIEWS, Sweep, wrapped
 from feedworks.mari.values import Folded, Form, Row, Tall, Value
 
@@ -134,6 +134,8 @@ def _unfolded(sweep: Sweep, node: Call, folded: Folded) -> Any:
     shape = sizes(node)
     if shape == (sweep.row_symbol, *form.middle, form.width):
         return form
+    if not numbers(shape[1:]):
+        return None
     high = shaped(node, (sweep.raw_rows, *form.middle, form.width))
     to = [-1, *raw(node)[1:]]
     stand = Stand(f"{node.name}_high", aten.reshape.default, (high, to), raw(node))
