@@ -22,7 +22,7 @@ from feedworks.errors import ModelError
 from feedworks.mari import reasons, values
 from feedworks.mari.calls import Call, leaves_of, mapped, raw, sizes
 from feedworks.mari.found import Refusal, Site
-from feedworks.mari.values import Blocks, Count, Folded, Form, Normed, Outer, Row, Tall, User, Value
+from feedworks.mari.values import Bare, Blocks, Count, Folded, Form, Normed, Outer, Row, Tall, User, Value
 
 __all__ = ["Block", "Call", "Count", "Options", "Refusal", "Row", "Site", "Sweep", "Weights", "rule", "sizes"]
 
@@ -98,6 +98,15 @@ def wrapped(kind: type) -> Callable[[Handler], Handler]:
         return function
 
     return register
+
+
+def bare_row(node: Call, arguments: Sequence[Any]) -> Bare | None:
+    """The only row of a user's tensor that the model itself keeps at one row, taken out of it."""
+    if node.target != aten.select.int or not isinstance(arguments[0], User):
+        return None
+    user, axis, index = arguments
+    taken = user.single and (user.axis, user.factor) == (0, 1) and (axis, index) == (0, 0)
+    return Bare(user) if taken else None
 
 
 class Sweep:
@@ -203,10 +212,10 @@ class Sweep:
             options: of its keyword arguments.
         """
         options = options or {}
-        found = None
+        found = bare_row(node, arguments)
         leaves = leaves_of([arguments, list(options.values())])
         kind = next((type(leaf) for leaf in leaves if type(leaf) in WRAPPED), None)
-        if kind is not None:
+        if found is None and kind is not None:
             found = WRAPPED[kind](self, node, arguments, options)
         if found is None and node.target in RULES and (not options or node.target in OPTIONED):
             found = RULES[node.target](self, node, arguments)
@@ -316,7 +325,7 @@ class Sweep:
             return self.whole(value.value).unsqueeze(-1)
         if isinstance(value, Folded):
             return self.whole(value.form).flatten(0, -2)
-        return self._repeated(value)
+        return self._repeated(value.user)[0] if isinstance(value, Bare) else self._repeated(value)
 
     def _repeated(self, user: User) -> Tensor:
         if user.single:

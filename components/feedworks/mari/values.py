@@ -136,7 +136,7 @@ def of_user(value: Value) -> bool:
         return all(of_user(part) for part in value.parts)
     if isinstance(value, Folded):
         return value.form.of_user
-    return of_user(value.value) if isinstance(value, Tall) else isinstance(value, User)
+    return of_user(value.value) if isinstance(value, Tall) else isinstance(value, User | Bare)
 
 
 def whole(tensor: Tensor, *, of_user: bool, mixed: Mixed | None = None) -> Form:
@@ -244,10 +244,7 @@ def compact(form: Form) -> Form:
 
 
 def saves(form: Form) -> bool:
-    """Whether products with its candidates' atoms one by one cost less than one with the whole.
-
-    They do not where a tensor of all columns, such as a cross layer's product, was added to them.
-    """
+    """Whether products with its candidates' atoms, one by one, cost less than one with the whole."""
     return own_columns(form) < whole_columns(form)
 
 
@@ -307,6 +304,13 @@ class Outer(Value):
     own: Row
     user: User
     mixed: Mixed
+
+
+@dataclass(frozen=True, eq=False)
+class Bare(Value):
+    """The one row of a user's tensor `(1, ...)` that the model holds without its axis of rows."""
+
+    user: User
 
 
 @dataclass(frozen=True, eq=False)

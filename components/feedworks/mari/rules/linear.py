@@ -17,7 +17,7 @@ from feedworks.mari.products import Weight, normed_product, product
 from feedworks.mari.rules.elementwise import lazy
 from feedworks.mari.rules.tables import SAME, argument, rank
 from feedworks.mari.sweep import Sweep, rule
-from feedworks.mari.values import Form, Normed, Row, User, Value
+from feedworks.mari.values import Bare, Form, Normed, Row, User, Value
 
 aten = torch.ops.aten
 
@@ -175,6 +175,19 @@ def _matmul(sweep: Sweep, node: Call, arguments: list[Any]) -> Any:
     from feedworks.mari.rules.attention import batched
 
     data, weight = arguments
+    if isinstance(weight, Bare):
+        return _times_user(sweep, node, data, weight)
     if isinstance(weight, Tensor) and weight.ndim == 2 and rank(node) == len(sizes(node.args[0])):
         return times(sweep, node, data, weight.t(), None)
     return batched(sweep, node, arguments)
+
+
+def _times_user(sweep: Sweep, node: Call, data: Any, weight: Bare) -> Row | None:
+    """A candidate's row `(B, L)` times its user's own matrix `(L, N)`, as a twin has it for one request."""
+    rows = sizes(node.args[0])[0]
+    by_row = isinstance(data, Row) and data.tensor.ndim == 2 and bool(getattr(rows, "is_Symbol", False))
+    if not by_row or weight.user.tensor.ndim != 3:
+        return None
+    if sweep.one_request:
+        return Row(data.tensor @ weight.user.tensor[0])
+    return Row(torch.bmm(data.tensor.unsqueeze(1), sweep.spread(weight.user.tensor)).squeeze(1))
