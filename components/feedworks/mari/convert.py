@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from feedworks.errors import ModelError
 from feedworks.mari import rules as _rules  # noqa: F401 - fills the tables of the sweep
 from feedworks.mari.graphs import rename, simplify, without_notes
 from feedworks.mari.programs import export_rows, named_sides, quiet, require_plain, weights_of
@@ -67,7 +68,8 @@ def reparameterise(
         kernels: score with this house's kernels; False keeps to PyTorch's own operations.
 
     Raises:
-        ModelError: the model is in training mode or cannot be exported, or a side is missing or unknown.
+        ModelError: the model is in training mode or cannot be exported, a side is missing or unknown, or the
+            example is not of one user.
     """
     if isinstance(model, ExportedProgram):
         named = named_sides(model.graph_signature.user_inputs, sides)
@@ -78,12 +80,23 @@ def reparameterise(
     else:
         program, named = export_rows(model, example_inputs, sides)
     leaves = pytree.tree_leaves(tuple(example_inputs))
+    _require_one_user(leaves, named)
     planner = _Planner(program, named, Options(cut=cut, layout=layout, pad_to=pad_to))
     planner.plan([x[:1] if side == "user" else x for x, side in zip(leaves, named.values(), strict=True)])
     one, many = _one_request(planner, leaves, named), _many_requests(planner, leaves, named)
     origin, kept = planner.origin({*_buffers(one), *_buffers(many)})
     report = Report(tuple(planner.sites), tuple(planner.refusals))
     return Conversion(Twin(one, many, named, origin, kept, kernels=kernels), report)
+
+
+def _require_one_user(leaves: Sequence[Tensor], sides: Mapping[str, str]) -> None:
+    """A user's input that changes from row to row is a candidate's, or the example holds several users."""
+    for leaf, (name, side) in zip(leaves, sides.items(), strict=True):
+        if side == "user" and not torch.equal(leaf, leaf[:1].expand_as(leaf)):
+            raise ModelError(
+                f"input {name} is said to be the user's, but its rows in the example differ; give rows of "
+                "one user, or another side"
+            )
 
 
 class _Planner(nn.Module):

@@ -67,6 +67,10 @@ class Options:
     layout: Literal["neat", "keep"] = "neat"
     pad_to: int = 1
 
+    def __post_init__(self) -> None:
+        if self.layout not in ("neat", "keep") or self.pad_to < 1:
+            raise ModelError(f"{self}: expected layout neat or keep, and pad_to of 1 or more")
+
 
 Rule = Callable[["Sweep", Call, list[Any]], Any]
 RULES: dict[Any, Rule] = {}
@@ -102,11 +106,10 @@ def wrapped(kind: type) -> Callable[[Handler], Handler]:
 
 def bare_row(node: Call, arguments: Sequence[Any]) -> Bare | None:
     """The only row of a user's tensor that the model itself keeps at one row, taken out of it."""
-    if node.target != aten.select.int or not isinstance(arguments[0], User):
+    if node.target != aten.select.int or not isinstance(arguments[0], User) or list(arguments[1:]) != [0, 0]:
         return None
-    user, axis, index = arguments
-    taken = user.single and (user.axis, user.factor) == (0, 1) and (axis, index) == (0, 0)
-    return Bare(user) if taken else None
+    user = arguments[0]
+    return Bare(user) if user.single and (user.axis, user.factor) == (0, 1) else None
 
 
 class Sweep:

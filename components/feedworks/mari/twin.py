@@ -122,25 +122,29 @@ class Twin(nn.Module):
             What the model returns.
 
         Raises:
-            ValueError: the number of inputs or of the user's rows is wrong.
+            ValueError: the number of inputs or of their rows is wrong.
         """
-        leaves = inputs if isinstance(inputs[0], Tensor) else pytree.tree_leaves(inputs)
-        self._check(leaves, one=request_B is None)
+        leaves = inputs if inputs and isinstance(inputs[0], Tensor) else pytree.tree_leaves(inputs)
+        self._check(leaves, request_B)
         graph = self._one if request_B is None else self._many
         weights = [self._buffers[name] for name in graph.names]
         given = leaves if request_B is None else (request_B, *leaves)
         outputs = graph.module.forward(*weights, *given)
         return outputs[0] if graph.single else pytree.tree_unflatten(outputs, graph.tree)
 
-    def _check(self, leaves: Sequence[Tensor], *, one: bool) -> None:
+    def _check(self, leaves: Sequence[Tensor], request_B: Tensor | None) -> None:
         if len(leaves) != len(self.sides):
             raise ValueError(f"{len(leaves)} inputs; expected {len(self.sides)}: {', '.join(self.sides)}")
-        if one:
-            for leaf, (name, side) in zip(leaves, self.sides.items(), strict=False):
-                if side == "user" and leaf.shape[0] != 1:
-                    raise ValueError(
-                        f"input {name} has {leaf.shape[0]} rows; give 1, or the request of each row"
-                    )
+        for leaf, (name, side) in zip(leaves, self.sides.items(), strict=False):
+            if side == "const":
+                continue
+            rows = leaf.shape[0] if leaf.ndim else 0
+            if side == "user" and request_B is None and rows != 1:
+                raise ValueError(f"input {name} has {rows} rows; give 1, or the request of each row")
+            if side != "user" and request_B is not None and rows != request_B.shape[0]:
+                raise ValueError(
+                    f"input {name} has {rows} rows, but the request of {request_B.shape[0]} is given"
+                )
 
     def merged_state(self) -> dict[str, Tensor]:
         """The model's own weights, bit for bit, by the names of its state."""

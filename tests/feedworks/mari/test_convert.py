@@ -187,3 +187,24 @@ def test_a_model_in_training_mode_is_refused():
 def test_an_unknown_side_is_refused():
     with pytest.raises(ModelError, match="expected one of user, item, cross, const for each of user, item"):
         reparameterise(Mlp().eval(), dense(5, 3, 2), ("users", "item", "cross"))
+
+
+def test_an_example_of_several_users_is_refused():
+    with pytest.raises(ModelError, match=r"input user .* its rows in the example differ"):
+        reparameterise(Mlp().eval().double(), dense(5, 3, 2), SIDES)
+
+
+@pytest.mark.parametrize("wrong", [{"pad_to": 0}, {"layout": "x"}])
+def test_unknown_options_are_refused(wrong: dict):
+    inputs = dense(5, 3, 2)
+    with pytest.raises(ModelError, match="expected layout neat or keep, and pad_to of 1 or more"):
+        reparameterise(Mlp().eval().double(), [inputs[0][:1].expand(7, -1), *inputs[1:]], SIDES, **wrong)
+
+
+def test_a_call_with_the_wrong_rows_is_refused():
+    inputs = dense(5, 3, 2)
+    twin, _ = reparameterise(Mlp().eval().double(), [inputs[0][:1].expand(7, -1), *inputs[1:]], SIDES)
+    with pytest.raises(ValueError, match="input item has 7 rows, but the request of 6 is given"):
+        twin(*inputs, request_B=REQUEST_B[:6])
+    with pytest.raises(ValueError, match="0 inputs; expected 3"):
+        twin()

@@ -18,6 +18,10 @@ def kinds(report) -> list[str]:
     return [site.kind for site in report.sites]
 
 
+def of_one_user(inputs: list[Tensor]) -> list[Tensor]:
+    return [inputs[0][:1].expand_as(inputs[0]), *inputs[1:]]
+
+
 class Of(nn.Module):
     """A function of layers and inputs as a model."""
 
@@ -136,7 +140,7 @@ def test_experts_and_gates_share_one_product():
         (4, "linear"),
         (2, "linear"),
     ]
-    twin = reparameterise(model, dense(5, 3, 2), SIDES).twin
+    twin = reparameterise(model, of_one_user(dense(5, 3, 2)), SIDES).twin
     products = [node.meta["val"].shape for node in twin.programs[0].graph.nodes if node.target in PRODUCTS]
     assert [tuple(shape) for shape in products if shape[0] == 1] == [(1, 10)]
 
@@ -185,7 +189,7 @@ def test_attention_does_not_repeat_the_users_keys_and_values(attention):
     assert "attention" in kinds(report)
     assert kinds(report).count("user_only") == 2
     # Nowhere in the twin does a tensor stand that has all keys for all candidates.
-    graph = reparameterise(model, ids((9,), ()), USER_ITEM).twin.programs[0].graph
+    graph = reparameterise(model, of_one_user(ids((9,), ())), USER_ITEM).twin.programs[0].graph
     shapes = [tuple(getattr(node.meta.get("val"), "shape", ())) for node in graph.nodes]
     assert not any(not isinstance(shape[0], int) and 9 in shape and 8 in shape for shape in shapes if shape)
 
@@ -231,7 +235,7 @@ def test_a_twin_has_nothing_left_to_cut():
 
     model = OfThree(deep, nn.Linear(10, 4), nn.Linear(4, 1)).eval().double()
     inputs = dense(5, 3, 2)
-    twin, report = reparameterise(model, inputs, SIDES)
+    twin, report = reparameterise(model, of_one_user(inputs), SIDES)
     assert any(site.cut for site in report.sites)
     again, second = reparameterise(twin.programs[0], [inputs[0][:1], *inputs[1:]], SIDES)
     assert second.sites == ()

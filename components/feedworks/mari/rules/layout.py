@@ -58,7 +58,7 @@ def _of_one_type(forms: list[Form]) -> list[Form] | None:
     kinds = {type_of(form) for form in forms}
     if len(kinds) < 2:
         return forms
-    if None in kinds or any(len(form.terms) > 1 or _altered(form) for form in forms):
+    if None in kinds or any(not values.tiles(form) or _altered(form) for form in forms):
         return None
     wanted = reduce(torch.promote_types, [kind for kind in kinds if kind is not None])
     return [replace(form, terms=_atoms(form, lambda tensor: tensor.to(wanted))) for form in forms]
