@@ -139,7 +139,8 @@ class StateStore:
             ModelError: the folder cannot be written; the generations are whole.
         """
         self._write("final", position, weights, durable=True)
-        for old in self._generations():
+        # A killed process leaves the folder that it was writing; nobody else writes here while this one runs.
+        for old in (*self._generations(), *self.folder.glob(".step-*.tmp-*")):
             shutil.rmtree(old, ignore_errors=True)
 
     def finished(self) -> tuple[Position, dict[str, Tensor]] | None:
