@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import library, nn
 
 from feedworks_kernels import user_item_linear, user_partial_linear
 from feedworks_kernels.testing import (
@@ -275,13 +275,13 @@ def test_compiled_gradients(activation):
 def test_operators_keep_torchs_rules(activation):
     layer = layer_of(10, 8, 2, 4, 3, 5, dtype=torch.float32)
     floats = [layer[name].requires_grad_() for name in FLOATS]
-    torch.library.opcheck(registration.user_item_linear, (*floats, layer["request_B"], activation))
+    library.opcheck(registration.user_item_linear, (*floats, layer["request_B"], activation))
     partial_RN = nn.functional.linear(floats[0], floats[2], floats[4]).detach().requires_grad_()
-    torch.library.opcheck(
+    library.opcheck(
         registration.user_partial_linear, (partial_RN, floats[1], floats[3], layer["request_B"], activation)
     )
     grad = torch.ones(8, 5)
-    torch.library.opcheck(
+    library.opcheck(
         registration.user_partial_linear_gradient,
         (
             grad,

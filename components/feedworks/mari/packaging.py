@@ -18,12 +18,11 @@ from typing import Any
 from feedworks import __version__
 from feedworks.configuration import flatten
 from feedworks.mari.config import MariConfig
-from feedworks.mari.schema import SIDES_FILE, RankerSchema
+from feedworks.mari.schema import ONNX_FOLDER, PACKAGE_FILE, SIDES_FILE, TWIN_FOLDER, RankerSchema
 from feedworks.metrics.ranking import Interval
 from feedworks.reports.model_card import ModelCard, write_model_card
 from feedworks.storage import read_json, write_json
 
-PACKAGE_FILE, TWIN_FOLDER, ONNX_FOLDER = "package.json", "twin", "onnx"
 FILES = {
     PACKAGE_FILE: "tag, checksums, what the twin was made from",
     SIDES_FILE: "the model's inputs, and whose they are",

@@ -16,7 +16,8 @@ from feedworks.errors import DataError
 from feedworks.storage import read_json, write_json
 
 Side = Literal["user", "item", "cross"]
-SIDES_FILE = "sides.json"
+# Of a packaged twin.
+SIDES_FILE, PACKAGE_FILE, TWIN_FOLDER, ONNX_FOLDER = "sides.json", "package.json", "twin", "onnx"
 
 
 class _Strict(BaseModel):

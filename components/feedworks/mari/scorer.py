@@ -22,11 +22,9 @@ from torch.utils import _pytree as pytree
 
 from feedworks.errors import FeedworksError, ModelError
 from feedworks.mari.request import Array
-from feedworks.mari.schema import SIDES_FILE, ModelInput, RankerSchema
+from feedworks.mari.schema import PACKAGE_FILE, SIDES_FILE, TWIN_FOLDER, ModelInput, RankerSchema
 from feedworks.storage import read_json
 
-PACKAGE_FILE = "package.json"
-TWIN_FOLDER = "twin"
 # A call of 16 requests of 100 candidates takes no longer per row than one of 8 or of 64.
 MAX_ROWS = 2048
 

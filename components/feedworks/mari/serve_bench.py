@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from feedworks.errors import FeedworksError
 from feedworks.mari.convert import reparameterise
 from feedworks.mari.samples import draw, tiled
-from feedworks.mari.schema import SIDES_FILE, ModelInput, RankerSchema
-from feedworks.mari.scorer import PACKAGE_FILE, TWIN_FOLDER
+from feedworks.mari.schema import PACKAGE_FILE, SIDES_FILE, TWIN_FOLDER, ModelInput, RankerSchema
 from feedworks.mari.wire import pack_request, unpack_scores
 from feedworks.metrics.latency import device_label, print_rows
 from feedworks.serving.load import JSON, Load, load_rows, merge, run_load

@@ -23,13 +23,13 @@ from feedworks.mari.data import read_rows, schema_of, without_contradictions
 from feedworks.mari.gate import finite, flat_metrics, reasons, speedup
 from feedworks.mari.onnx_file import save_twin
 from feedworks.mari.outside import load_outside, require_names, require_scores
-from feedworks.mari.packaging import ONNX_FOLDER, TWIN_FOLDER, intervals, write_package
+from feedworks.mari.packaging import intervals, write_package
 from feedworks.mari.programs import load_program, save_program
 from feedworks.mari.quality import measure_quality
 from feedworks.mari.rankers import build_ranker
 from feedworks.mari.report import write_report, write_sites_page
 from feedworks.mari.samples import Sample, draw, export_ranker, tiled
-from feedworks.mari.schema import SIDES_FILE, RankerSchema
+from feedworks.mari.schema import ONNX_FOLDER, SIDES_FILE, TWIN_FOLDER, RankerSchema
 from feedworks.mari.sites import cut_sites, site_report
 from feedworks.mari.timing import time_model
 from feedworks.mari.training import train_ranker

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from feedworks_kernels._dispatch import implementation
 
@@ -113,20 +113,20 @@ def _backward(ctx: Any, grad_BN: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-user_item_linear = torch.library.custom_op(
+user_item_linear = library.custom_op(
     _NAME,
     _forward,
     mutates_args=(),
     schema="(Tensor user, Tensor item, Tensor weight_user, Tensor weight_item, Tensor? bias, "
     "Tensor? request, str activation) -> Tensor",
 )
-user_partial_linear = torch.library.custom_op(
+user_partial_linear = library.custom_op(
     _PARTIAL,
     _forward_partial,
     mutates_args=(),
     schema="(Tensor partial, Tensor item, Tensor weight_item, Tensor? request, str activation) -> Tensor",
 )
-user_partial_linear_gradient = torch.library.custom_op(
+user_partial_linear_gradient = library.custom_op(
     _GRADIENT,
     _gradient,
     mutates_args=(),
