@@ -13,7 +13,7 @@ from typing import Literal
 import pyarrow as pa
 
 Side = Literal["user", "item", "context", "content", "label"]
-Kind = Literal["interactions", "ranking"]
+Kind = Literal["interactions", "ranking", "retention", "features"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,8 @@ class Column:
     `minimum` and `maximum` are inclusive. `refers_to` names the table in whose single-column key every value
     must occur. `side` says what the value describes, which decides where a model may read it: the user, the
     item, the request's context, the item's content (text, vectors), known before anybody saw the item, or the
-    label. `must_vary` says that one value in all rows is an error.
+    label. `must_vary` says that one value in all rows is an error, `any_width` that lists may be of any
+    length.
     """
 
     name: str
@@ -35,10 +36,11 @@ class Column:
     maximum: float | None = None
     refers_to: str | None = None
     must_vary: bool = False
+    any_width: bool = False
 
     @property
     def is_vector(self) -> bool:
-        """Whether a value is a list of numbers; all lists of one table must have the same length."""
+        """Whether a value is a list of numbers; without `any_width` all of a table have the same length."""
         return bool(pa.types.is_list(self.type))
 
 
