@@ -1,0 +1,1 @@
+"""The feature store from both ends: definitions, training sets, materialising, reading."""
