@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from feedworks import __version__
 from feedworks.progress import say
 from feedworks.storage import atomic_file, atomic_folder
 
 PAGES = ("metrics.json", "report.html")
 BENCH = "bench.json"  # where a paper measures time: {"metrics": flat metrics, ...}, never equal in two runs
+
+
+def run_key(settings: str, files: Iterable[Path | None]) -> str:
+    """Name a run by its settings, the names and bytes of its files, and the version; 16 hex digits.
+
+    Args:
+        settings: as text.
+        files: in a fixed order; those that are not there count as absent.
+    """
+    digest = hashlib.sha256(f"{__version__}\n{settings}".encode())
+    for path in files:
+        if path is not None and path.is_file():
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def once(result: Path, step: Callable[..., Any], *arguments: Any) -> None:

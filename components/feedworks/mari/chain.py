@@ -7,16 +7,14 @@ run stay in place until the new ones are whole.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 
-import feedworks
 from feedworks.configuration import to_json
 from feedworks.mari import steps
 from feedworks.mari.config import MariConfig
 from feedworks.mari.outside import source_file
-from feedworks.results import once, publish
+from feedworks.results import once, publish, run_key
 from feedworks.storage import read_json
 
 
@@ -56,11 +54,5 @@ def run(data_dir: Path | None, out_dir: Path, cfg: MariConfig) -> dict[str, floa
 
 def _key(data_dir: Path | None, cfg: MariConfig) -> str:
     """Weights that an outside model reads from a file of its own are not seen: change the seed with them."""
-    digest = hashlib.sha256(f"{feedworks.__version__}\n{to_json(cfg)}".encode())
     files = [Path(cfg.outside.sides), source_file(cfg.outside.model)] if cfg.outside.model else []
-    files += sorted(path for path in data_dir.iterdir() if path.is_file()) if data_dir else []
-    for path in files:
-        if path is not None and path.is_file():
-            with path.open("rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+    return run_key(to_json(cfg), [*files, *(sorted(data_dir.iterdir()) if data_dir else [])])

@@ -7,16 +7,14 @@ until the new ones are whole.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 
-import feedworks
 from feedworks.configuration import to_json
 from feedworks.contracts.tables import DATA_FOLDER
 from feedworks.recochain import steps
 from feedworks.recochain.config import RecoChainConfig
-from feedworks.results import once, publish
+from feedworks.results import once, publish, run_key
 from feedworks.storage import read_json
 
 
@@ -35,7 +33,7 @@ def run(data_dir: Path, out_dir: Path, cfg: RecoChainConfig) -> dict[str, float]
         DataError: the data cannot be used.
         ModelError: training broke down, or a finished step is damaged.
     """
-    work = out_dir / "work" / "runs" / _key(data_dir, cfg)
+    work = out_dir / "work" / "runs" / run_key(to_json(cfg), (table.path(data_dir) for table in DATA_FOLDER))
     prepared, tokenizer, sids = work / "prepared", work / "tokenizer", work / "sids"
     generator, candidates, joint = work / "generator", work / "candidates", work / "joint"
     sasrec, evaluation, model = work / "sasrec", work / "evaluation", work / "model"
@@ -55,13 +53,3 @@ def run(data_dir: Path, out_dir: Path, cfg: RecoChainConfig) -> dict[str, float]
         if other != work:
             shutil.rmtree(other, ignore_errors=True)
     return metrics
-
-
-def _key(data_dir: Path, cfg: RecoChainConfig) -> str:
-    digest = hashlib.sha256(f"{feedworks.__version__}\n{to_json(cfg)}".encode())
-    for table in DATA_FOLDER:
-        path = table.path(data_dir)
-        if path.is_file():
-            with path.open("rb") as file:
-                digest.update(table.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
