@@ -17,3 +17,7 @@ class DataError(FeedworksError):
 
 class ModelError(FeedworksError):
     """A model folder is missing, incomplete or of another kind than asked for."""
+
+
+class StoreError(FeedworksError):
+    """A feature store is down, refuses, or does not answer in time."""
