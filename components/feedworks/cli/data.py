@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from feedworks.contracts.tables import Kind
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 OUT_HELP = "The data folder to write, in the place of an earlier one."
@@ -31,24 +34,22 @@ def list_data() -> None:
 @click.option("--out", type=FOLDER, required=True, help=OUT_HELP)
 @click.option(
     "--kind",
-    type=click.Choice(["interactions", "ranking"]),
+    type=click.Choice(["interactions", "ranking", "retention"]),
     default="interactions",
     show_default=True,
-    help="interactions: what users did with items. ranking: candidates with labels.",
+    help="interactions: what users did with items. ranking: candidates with labels. retention: logs of users "
+    "who leave and come back.",
 )
-@click.option("--users", "num_users", type=click.IntRange(min=1), help="  [default: 2000, or 300]")
-@click.option("--items", "num_items", type=click.IntRange(min=10), help="  [default: 500, or 200]")
+@click.option("--users", "num_users", type=click.IntRange(min=1), help="  [default: 2000, 300 or 1500]")
+@click.option("--items", "num_items", type=click.IntRange(min=10), help="  [default: 500, 200 or 1000]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def synth(out: Path, kind: str, num_users: int | None, num_items: int | None, seed: int) -> None:
+def synth(out: Path, kind: Kind, num_users: int | None, num_items: int | None, seed: int) -> None:
     """Write seeded synthetic data with planted structure."""
-    from feedworks.contracts.synthetic import write_synthetic
-    from feedworks.contracts.synthetic_ranking import write_synthetic_ranking
-    from feedworks.datasets.folder import build_data
+    from feedworks.datasets.folder import WRITERS, build_data
 
     given = {"num_users": num_users, "num_items": num_items, "seed": seed}
     sizes = {name: number for name, number in given.items() if number is not None}
-    write: Callable[..., object] = write_synthetic_ranking if kind == "ranking" else write_synthetic
-    build_data(out, partial(write, **sizes))
+    build_data(out, partial(WRITERS[kind], **sizes))
     click.echo(f"wrote {out}; next: feedworks data validate {out}")
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from feedworks.contracts.features import FEATURE_TABLES
 from feedworks.contracts.ranking import FIELDS_FILE, SPLITS
+from feedworks.contracts.retention import RETENTION_FOLDER
 from feedworks.contracts.tables import DATA_FOLDER, Kind, Table
 from feedworks.errors import DataError
 
@@ -19,8 +22,11 @@ ROW_GROUP_ROWS = 131_072
 FILES: dict[Kind, tuple[str, ...]] = {
     "interactions": tuple(contract.file_name for contract in DATA_FOLDER),
     "ranking": (*(f"{split}.parquet" for split in SPLITS), FIELDS_FILE),
+    "retention": tuple(contract.file_name for contract in RETENTION_FOLDER),
+    "features": tuple(contract.file_name for contract in FEATURE_TABLES),
 }
-OPTIONAL = tuple(contract.file_name for contract in DATA_FOLDER if not contract.required)
+_CONTRACTS: tuple[Table, ...] = (*DATA_FOLDER, *RETENTION_FOLDER, *FEATURE_TABLES)
+OPTIONAL = tuple(contract.file_name for contract in _CONTRACTS if not contract.required)
 
 
 def write_table(contract: Table, rows: pa.Table, folder: Path) -> Path:
@@ -32,24 +38,32 @@ def write_table(contract: Table, rows: pa.Table, folder: Path) -> Path:
     Raises:
         DataError: A column that may not be null is missing, a column is unknown, or a cast would lose values.
     """
-    unknown = sorted(set(rows.column_names) - set(contract.schema.names))
-    if unknown:
-        raise DataError(f"table {contract.name}: unknown columns {unknown}; known: {contract.schema.names}")
+    with table_writer(contract, folder) as write:
+        write(rows)
+    return contract.path(folder)
+
+
+@contextmanager
+def table_writer(contract: Table, folder: Path) -> Iterator[Callable[[pa.Table], None]]:
+    """Yields a function that appends rows to the table `contract` in `folder`; see `write_table`.
+
+    The file appears under its name when the block ends without an error.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = contract.path(folder)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+    def write(rows: pa.Table) -> None:
+        writer.write_table(_conform(contract, rows), row_group_size=ROW_GROUP_ROWS)
+
     try:
-        pq.write_table(
-            _conform(contract, rows),
-            partial,
-            compression="zstd",
-            row_group_size=ROW_GROUP_ROWS,
-            write_page_checksum=True,
-        )
+        with pq.ParquetWriter(
+            partial, contract.schema, compression="zstd", write_page_checksum=True
+        ) as writer:
+            yield write
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return path
 
 
 def read_table(contract: Table, folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -91,6 +105,9 @@ def folder_layout(kind: Kind = "interactions") -> str:
 
 
 def _conform(contract: Table, rows: pa.Table) -> pa.Table:
+    unknown = sorted(set(rows.column_names) - set(contract.schema.names))
+    if unknown:
+        raise DataError(f"table {contract.name}: unknown columns {unknown}; known: {contract.schema.names}")
     arrays = []
     for column in contract.columns:
         if column.name in rows.column_names:

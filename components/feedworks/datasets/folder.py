@@ -9,15 +9,17 @@ from pathlib import Path
 from feedworks.contracts.files import FILES, folder_layout, is_data_folder
 from feedworks.contracts.synthetic import write_synthetic
 from feedworks.contracts.synthetic_ranking import write_synthetic_ranking
+from feedworks.contracts.synthetic_retention import write_synthetic_retention
 from feedworks.contracts.tables import Kind
 from feedworks.datasets import registry
 from feedworks.errors import DataError
 from feedworks.storage import atomic_folder
 
 SYNTHETIC = "synthetic"
-_WRITERS: dict[Kind, Callable[[Path], object]] = {
+WRITERS: dict[Kind, Callable[..., object]] = {
     "interactions": write_synthetic,
     "ranking": write_synthetic_ranking,
+    "retention": write_synthetic_retention,
 }
 
 
@@ -30,14 +32,14 @@ def open_data(source: str | Path, work_dir: Path, *, kind: Kind = "interactions"
         work_dir: Where a generated or converted data folder goes, in the place of an earlier one; not touched
             for a source that is a data folder, nor on an error.
         kind: Of which kind the data folder must be: `interactions` for what users did with items, `ranking`
-            for candidates with labels.
+            for candidates with labels, `retention` for logs of users who leave and come back.
 
     Raises:
         DataError: There is no such folder, or nothing in it is known or of this kind; lists what was
             expected. Or `work_dir` holds other files.
     """
     if str(source) == SYNTHETIC:
-        return build_data(work_dir, _WRITERS[kind])
+        return build_data(work_dir, WRITERS[kind])
     folder = Path(source)
     if not folder.is_dir():
         raise DataError(f"data {str(source)!r}: no such folder; give a folder or the word {SYNTHETIC!r}")

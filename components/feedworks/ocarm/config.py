@@ -36,6 +36,8 @@ class SamplesConfig:
         test_share: share of the samples at the end of the log.
         overlap: label windows begin one day after the conversion, whatever `content_days` says: the reading
             of the paper in which content and labels overlap. Never for a model that is compared.
+        embargo: samples before the test period whose label windows reach into it are left out: a model that
+            is trained when it begins can not know them.
     """
 
     idle_days: float = 2.0
@@ -48,6 +50,7 @@ class SamplesConfig:
     valid_share: float = 0.1
     test_share: float = 0.2
     overlap: bool = False
+    embargo: bool = True
 
     def __post_init__(self) -> None:
         positive("samples", idle_days=self.idle_days)

@@ -12,8 +12,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from feedworks.contracts.expectations import import_gx, suite
-from feedworks.contracts.files import is_data_folder
+from feedworks.contracts.features import FEATURE_TABLES
+from feedworks.contracts.files import FILES, is_data_folder
 from feedworks.contracts.ranking import FIELDS_FILE, read_fields
+from feedworks.contracts.retention import CATALOGUE, EVENTS, PROFILES
 from feedworks.contracts.tables import INTERACTIONS, ITEMS, USERS, Kind, Table
 from feedworks.errors import DataError
 from feedworks.progress import say
@@ -24,7 +26,11 @@ from feedworks.validation.structure import BROKEN, batches, open_table, unreadab
 
 MAX_EXAMPLES = 5
 # A table after those that it refers to.
-ORDER = (ITEMS, USERS, INTERACTIONS)
+ORDER: dict[Kind, tuple[Table, ...]] = {
+    "interactions": (ITEMS, USERS, INTERACTIONS),
+    "retention": (CATALOGUE, PROFILES, EVENTS),
+    "features": FEATURE_TABLES,
+}
 
 
 def validate_folder(
@@ -76,12 +82,11 @@ def require_valid(data_dir: Path, report_path: Path | None = None, *, kind: Kind
 
 
 def _kind(folder: Path) -> Kind:
-    ranks = is_data_folder(folder, "ranking") and not is_data_folder(folder, "interactions")
-    return "ranking" if ranks else "interactions"
+    return next((kind for kind in FILES if is_data_folder(folder, kind)), "interactions")
 
 
 def _contracts(folder: Path, kind: Kind) -> tuple[Table, ...]:
-    return read_fields(folder).tables() if kind == "ranking" else ORDER
+    return read_fields(folder).tables() if kind == "ranking" else ORDER[kind]
 
 
 def _check_fields(folder: Path) -> Check:

@@ -72,6 +72,11 @@ def _plain(column: Column, values: pa.Array) -> Any:
         )
     if pa.types.is_timestamp(column.type):
         return values.to_pandas()
+    if pa.types.is_floating(column.type):
+        number_N = values.to_numpy(zero_copy_only=False).astype(np.float64)
+        # pandas takes NaN for null, and infinity passes where there is no maximum; this is below any minimum.
+        present_N = values.is_valid().to_numpy(zero_copy_only=False)
+        return np.where(present_N & ~np.isfinite(number_N), -np.inf, number_N)
     return np.where(values.is_valid().to_numpy(zero_copy_only=False), 1.0, np.nan)
 
 
