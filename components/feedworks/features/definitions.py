@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from feedworks.contracts.features import FEATURE_TABLES, SERVICES, FeatureTable
 from feedworks.contracts.fields import (
@@ -28,7 +28,7 @@ class Definitions(NamedTuple):
     services: dict[str, FeatureService]
 
     @property
-    def objects(self) -> list[Entity | FeatureView | FeatureService]:
+    def objects(self) -> list[Any]:
         """All of them, in an order in which Feast can apply them."""
         return [*self.entities.values(), *self.views.values(), *self.services.values()]
 

@@ -169,7 +169,8 @@ def _asked(rows: pa.Table, time: str, tables: tuple[FeatureTable, ...]) -> pd.Da
             raise DataError(f"samples, column {name}: {nulls} rows are null; fill or drop them")
     columns[_TIME] = rows[time]
     columns[_ROW] = pa.array(np.arange(rows.num_rows))
-    return pa.table(columns).to_pandas()
+    frame: pd.DataFrame = pa.table(columns).to_pandas()
+    return frame
 
 
 def _in_order(joined: pa.Table, num_rows: int, tables: tuple[FeatureTable, ...]) -> pa.Table:
