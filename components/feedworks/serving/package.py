@@ -1,0 +1,58 @@
+"""The seal of a packaged model: package.json names its contents by a tag and every file by its sha256."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from feedworks import __version__
+from feedworks.errors import DataError, ModelError
+from feedworks.storage import read_json, write_json
+
+PACKAGE_FILE = "package.json"
+
+
+def seal(folder: Path, tag: str, facts: Mapping[str, Any] | None = None) -> None:
+    """Write package.json for the files that lie in the folder now.
+
+    Args:
+        folder: the packaged model.
+        tag: names what the model computes, such as `ocarm:1f00a9...`.
+        facts: whatever else the file shall say.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != PACKAGE_FILE)
+    digests = {str(path.relative_to(folder)): sha256(path) for path in files}
+    write_json(
+        folder / PACKAGE_FILE, {"feedworks": __version__, **(facts or {}), "tag": tag, "files": digests}
+    )
+
+
+def check_seal(folder: Path) -> dict[str, Any]:
+    """Check that every file is the one that was packaged, and return what package.json says.
+
+    Raises:
+        ModelError: the folder or a file is missing, or a file is another.
+    """
+    path = folder / PACKAGE_FILE
+    if not path.is_file():
+        raise ModelError(f"{folder} is no packaged model: it has no {PACKAGE_FILE}")
+    try:
+        facts: dict[str, Any] = dict(read_json(path))
+        files = {str(name): str(digest) for name, digest in dict(facts["files"]).items()}
+        facts["tag"] = str(facts["tag"])
+    except (DataError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path} is damaged ({error}); package the model again") from None
+    for name, digest in files.items():
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder / name} is missing; package the model again")
+        if sha256(folder / name) != digest:
+            raise ModelError(f"{folder / name} is not the file that was packaged; package the model again")
+    return facts
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
