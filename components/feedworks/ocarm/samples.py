@@ -38,6 +38,7 @@ from feedworks.ocarm.event_log import (
     read_blocks,
     read_span,
 )
+from feedworks.ocarm.item_tables import ItemTables
 from feedworks.ocarm.tables import (
     Conversions,
     ad_context,
@@ -67,14 +68,14 @@ class Built(NamedTuple):
 
 
 def build_samples(data_dir: Path, out_samples: Path, out_tables: Path, cfg: SamplesConfig) -> Built:
-    """Makes the samples and the feature tables of users of a retention data folder.
+    """Makes the samples and the feature tables of a retention data folder.
 
     Users are read a bounded number of events at a time, so the log may be larger than memory.
 
     Args:
         data_dir: A retention data folder that has passed the gate.
         out_samples: Gets samples.parquet, the catalogue and what was counted (samples.json).
-        out_tables: Gets one parquet file per feature table of users.
+        out_tables: Gets one parquet file per feature table of users, items and authors.
         cfg: What a conversion is, the windows and the split.
 
     Raises:
@@ -82,7 +83,7 @@ def build_samples(data_dir: Path, out_samples: Path, out_tables: Path, cfg: Samp
             a split would be empty.
     """
     span = read_span(data_dir)
-    categories = Categories(data_dir)
+    categories, items = Categories(data_dir), ItemTables(data_dir)
     parts: list[pa.Table] = []
     num_conversions = 0
     with ExitStack() as stack:
@@ -98,6 +99,7 @@ def build_samples(data_dir: Path, out_samples: Path, out_tables: Path, cfg: Samp
             write[1](aggregates(events, categories, cfg))
             write[2](ad_context(events, conversions, cfg))
             write[3](onboarding(events, conversions, categories, span, cfg))
+            items.add(events)
             parts.append(_labelled(events, conversions, span, cfg))
             shown.advance(len(events.user_E))
         labelled = pa.concat_tables(parts)
@@ -105,6 +107,7 @@ def build_samples(data_dir: Path, out_samples: Path, out_tables: Path, cfg: Samp
             raise DataError(_none_labelled(num_conversions, span, cfg))
         rows, num_embargoed = _split(labelled, cfg)
         write_table(SAMPLES, rows, folder)
+        items.write(tables)
         shutil.copyfile(CATALOGUE.path(data_dir), CATALOGUE.path(folder))
         built = _summary(rows, num_conversions, num_conversions - len(labelled), num_embargoed, cfg)
         write_json(folder / REPORT, built._asdict())

@@ -1,0 +1,46 @@
+"""Tables of items and authors against a count of every event."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from feedworks.contracts.features import AUTHOR_PROFILE, ITEM_PROFILE
+from feedworks.contracts.files import read_table
+from feedworks.contracts.retention import CATALOGUE, EVENTS
+from feedworks.contracts.synthetic_retention import write_synthetic_retention
+from feedworks.ocarm.event_log import read_blocks
+from feedworks.ocarm.item_tables import ItemTables
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_synthetic_retention(tmp_path_factory.mktemp("log"), num_users=60, num_items=300, seed=2)
+
+
+@pytest.mark.parametrize("block_events", [100, 10**9])
+def test_every_row_counts_the_week_before_it(data: Path, tmp_path: Path, block_events: int) -> None:
+    tables = ItemTables(data)
+    for events in read_blocks(data, block_events=block_events):
+        tables.add(events)
+    tables.write(tmp_path)
+    items = read_table(CATALOGUE, data, ["item_id", "author_id", "category"]).to_pandas()
+    log = read_table(EVENTS, data).to_pandas().merge(items, on="item_id")
+    for table, entity in ((ITEM_PROFILE, "item_id"), (AUTHOR_PROFILE, "author_id")):
+        rows = read_table(table, tmp_path).to_pandas()
+        days = log[[entity]].assign(day=log.event_time.dt.floor("D")).drop_duplicates()
+        assert len(rows) == len(days)
+        assert rows.sort_values([entity, "event_time"]).equals(rows)
+        for row in rows.iloc[:: max(1, len(rows) // 150)].itertuples():
+            known = log[(log[entity] == getattr(row, entity)) & (log.event_time < row.event_time)]
+            week = known[known.event_time >= row.event_time - timedelta(days=7)]
+            assert row.num_events_7d == len(week) > 0
+            assert row.mean_engagement_7d == pytest.approx(week.engagement.mean(), abs=1e-6)
+            if entity == "author_id":
+                assert row.num_items == known.item_id.nunique()
+            else:
+                assert (row.author_id, row.category) == (week.author_id.iloc[0], week.category.iloc[0])
+    assert rows.event_time.min() > pd.Timestamp(datetime(2000, 1, 1, tzinfo=UTC))
