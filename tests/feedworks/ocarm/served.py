@@ -124,7 +124,11 @@ def rows_of(columns: Mapping[str, Any], keys: Sequence[int]) -> dict[int, dict[s
 def as_json(row: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The features of one user as a request gives them."""
     return {
-        name: None if value is None else value.tolist() if isinstance(value, np.ndarray) else value
+        name: None
+        if value is None
+        else value.tolist()
+        if isinstance(value, (np.ndarray, np.generic))
+        else value
         for view in row.values()
         for name, value in view.items()
     }

@@ -1,0 +1,221 @@
+"""OCARM (arXiv 2604.25839): the service without its framework: from users to answers, whatever happens.
+
+Features come with the request or from a store. Every answer says what it rests on:
+
+    source      `model`, or `base_rate`: the mean of the training labels, where nothing is known of a user
+    degraded    whether the model saw less than it could have
+    reasons     `<view>:missing` no row; `<view>:stale` older than its ttl; `<view>:ahead` newer than the bid;
+                `store:slow` not within the deadline; `store:down` it failed; `store:off` it failed before and
+                is not asked for a second; `store:none` there is none; `model:failed` no finite answer
+    views       state and age of each view
+
+Shape legend: N users, H horizons.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from feedworks.ocarm.counting import counters
+from feedworks.ocarm.known import (
+    FRESH,
+    GIVEN,
+    STATES,
+    UNREAD,
+    Columns,
+    Known,
+    join,
+    put_given,
+    put_rows,
+    unknown,
+)
+from feedworks.ocarm.predictor import Predictor
+from feedworks.ocarm.request import User
+from feedworks.serving.batching import MicroBatcher, OverloadedError
+from feedworks.serving.guard import Guard, UnavailableError
+
+if TYPE_CHECKING:
+    from feedworks.features.reading import FeatureSource
+
+MAX_BATCH = 32
+DEADLINE_S = 0.05
+PAUSE_S = 1.0
+
+Ints = npt.NDArray[np.int64]
+Probabilities = npt.NDArray[np.float64]
+
+_log = logging.getLogger(__name__)
+
+
+class ViewState(NamedTuple):
+    """One view of one user; the age is that of the row at bid time, None where there is no row."""
+
+    state: str
+    age_s: float | None
+
+
+class Answer(NamedTuple):
+    """The answer about one user, see the top of this file."""
+
+    user_id: int
+    probability: dict[str, float]
+    source: Literal["model", "base_rate"]
+    degraded: bool
+    reasons: list[str]
+    views: dict[str, ViewState]
+
+
+class Answering:
+    """Answers by one predictor and, where there is one, one feature store; on one event loop.
+
+    Args:
+        predictor: the packaged student.
+        source: of features; None where all come with the request.
+        deadline_s: seconds that the store has.
+        pause_s: seconds between two tries of a store that is gone.
+        in_thread: see `MicroBatcher`.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        source: FeatureSource | None = None,
+        *,
+        deadline_s: float = DEADLINE_S,
+        pause_s: float = PAUSE_S,
+        in_thread: bool = True,
+    ) -> None:
+        self.predictor = predictor
+        self.counters = counters()
+        self._source = source
+        # A source tries again by itself, it knows which failures are worth it.
+        self._guard = Guard("the feature store", deadline_s=deadline_s, retries=0, pause_s=pause_s)
+        self._batcher: MicroBatcher[Columns, Probabilities] = MicroBatcher(
+            self._predict, max_batch=MAX_BATCH, observe=self.counters.batch_size.observe, in_thread=in_thread
+        )
+
+    async def answer(self, users: Sequence[User], now_us: int | None = None) -> list[Answer]:
+        """Answer about users, in their order.
+
+        Args:
+            users: checked by `feedworks.ocarm.request.query_type`.
+            now_us: stands for the time of this call, in microseconds since 1970 UTC.
+
+        Raises:
+            OverloadedError: too many requests are waiting.
+        """
+        now_us = time.time_ns() // 1000 if now_us is None else now_us
+        bid_us_N = np.array([now_us if u.bid_time is None else u.bid_time for u in users], np.int64)
+        known, trouble = await self._known(users, bid_us_N)
+        usable_N = known.usable
+        p_NH = np.tile(self.predictor.base_rate_H, (len(users), 1))
+        if usable_N.any():
+            # All rows go, so that no column has to be cut; what nothing is known of costs the model little.
+            answered_NH = await self._asked({**_of_request(users, bid_us_N), **known.columns})
+            good_N = usable_N & np.isfinite(answered_NH).all(axis=1)
+            p_NH[good_N] = answered_NH[good_N]
+        else:
+            good_N = usable_N
+        return [self._answer(i, user, p_NH[i], known, trouble, good_N) for i, user in enumerate(users)]
+
+    async def close(self) -> None:
+        """End the model's thread and the store's connections."""
+        self._batcher.close()
+        if self._source is not None:
+            await self._source.close()
+
+    async def _known(self, users: Sequence[User], bid_us_N: Ints) -> tuple[Known, str]:
+        """Gather the features, and say what was wrong with the store, "" if nothing."""
+        at_N = np.array([place for place, user in enumerate(users) if user.features is None], np.int64)
+        if not len(at_N):
+            return self._given(users), ""
+        if (source := self._source) is None:
+            return self._given(users), "store:none"
+        keys, earliest_us = [users[place].user_id for place in at_N], int(bid_us_N[at_N].min())
+
+        async def read() -> Known:
+            rows = await source.read(keys, earliest_us)
+            known = self._given(users)
+            put_rows(known, self.predictor.schema, at_N, rows, bid_us_N[at_N])
+            return known
+
+        start_s = time.perf_counter()
+        try:
+            known = await self._guard.call(read)
+        except UnavailableError as error:
+            self.counters.reads.labels(error.why).inc()
+            return self._given(users), f"store:{error.why}"
+        self.counters.reads.labels("ok").inc()
+        self.counters.read_s.observe(time.perf_counter() - start_s)
+        return known, ""
+
+    def _given(self, users: Sequence[User]) -> Known:
+        """The features that came with the request."""
+        known = unknown(self.predictor.schema, len(users))
+        for place, user in enumerate(users):
+            if user.features is not None:
+                put_given(known, self.predictor.schema, place, dict(user.features))
+        return known
+
+    async def _asked(self, columns: Columns) -> Probabilities:
+        """`(N, H)` from the model, NaN where it broke down."""
+        try:
+            return await self._batcher.submit(columns)
+        except OverloadedError:
+            raise
+        except Exception:  # whatever a model may raise, a bid must not wait for it
+            _log.exception("the model broke down; the answer is the base rate")
+            return np.full((len(columns["user_id"]), len(self.predictor.base_rate_H)), np.nan)
+
+    def _predict(self, parts: Sequence[Columns]) -> list[Probabilities]:
+        counts = [len(part["user_id"]) for part in parts]
+        p_BH = self.predictor.predict(join(parts))
+        return np.split(p_BH, np.cumsum(counts)[:-1])
+
+    def _answer(
+        self,
+        place: int,
+        user: User,
+        p_H: Probabilities,
+        known: Known,
+        trouble: str,
+        good_N: npt.NDArray[np.bool_],
+    ) -> Answer:
+        views, reasons = {}, []
+        for name, state_N in known.state.items():
+            state, age_s = int(state_N[place]), float(known.age_s[name][place])
+            views[name] = ViewState(STATES[state], None if np.isnan(age_s) else age_s)
+            if state not in (FRESH, GIVEN, UNREAD) and name not in self.predictor.never_seen:
+                reasons.append(f"{name}:{STATES[state]}")
+            if views[name].age_s is not None:
+                self.counters.age_s.labels(name).observe(age_s)
+        if trouble and user.features is None:
+            reasons.append(trouble)
+        if known.usable[place] and not good_N[place]:
+            reasons.append("model:failed")
+        for reason in reasons:
+            self.counters.degraded.labels(reason).inc()
+        return Answer(
+            user.user_id,
+            dict(zip(self.predictor.horizons, p_H.tolist(), strict=True)),
+            "model" if good_N[place] else "base_rate",
+            bool(reasons),
+            reasons,
+            views,
+        )
+
+
+def _of_request(users: Sequence[User], bid_us_N: Ints) -> Columns:
+    """The columns of `SAMPLES` that a request itself tells."""
+    return {
+        "user_id": np.array([user.user_id for user in users], np.int64),
+        "bid_time": bid_us_N,
+        "surface": np.array([user.surface for user in users], np.int64),
+        "ad_item": np.array([-1 if user.ad_item is None else user.ad_item for user in users], np.int64),
+    }

@@ -1,0 +1,211 @@
+"""OCARM (arXiv 2604.25839): the service, POST /predict.
+
+The model is the folder in $FEEDWORKS_MODEL_DIR, else `ocarm:latest` of the BentoML model store. Features come
+with the request, or from the store at $FEEDWORKS_FEATURES, such as packed+redis://127.0.0.1:6379/0, within
+$FEEDWORKS_FEATURES_DEADLINE_MS (50). What opens it is $FEEDWORKS_FEATURES_OPEN, a function `module:name` of
+the address and the model's schema; so this service knows no feature store itself.
+$FEEDWORKS_WORKERS processes answer, each with $OMP_NUM_THREADS threads of torch; both default to 1.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import bentoml
+import torch
+from bentoml.exceptions import BentoMLException, ServiceUnavailable
+from pydantic import BaseModel, Field, ValidationError
+
+from feedworks.errors import ConfigError, FeedworksError
+from feedworks.features.schema import ServiceSchema
+from feedworks.ocarm.answering import DEADLINE_S, Answering
+from feedworks.ocarm.predictor import Predictor
+from feedworks.ocarm.request import Query, query_type
+from feedworks.serving.batching import OverloadedError
+from feedworks.serving.limits import JsonLimits
+from feedworks.serving.route import JsonRoute
+
+if TYPE_CHECKING:
+    from feedworks.features.reading import FeatureSource
+
+MODEL_DIR = "FEEDWORKS_MODEL_DIR"
+MODEL_TAG = "ocarm:latest"
+FEATURES = "FEEDWORKS_FEATURES"
+FEATURES_OPEN = "FEEDWORKS_FEATURES_OPEN"
+FEATURES_DEADLINE = "FEEDWORKS_FEATURES_DEADLINE_MS"
+OPEN_SOURCE = "feedworks.features.reading:open_source"
+DEADLINES_MS = (1, 1000)
+MAX_BODY_BYTES = 8 << 20
+TIMEOUT_S = 30
+NUM_WORKERS = int(os.environ.get("FEEDWORKS_WORKERS", "1"))
+NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
+
+
+class View(BaseModel):
+    """The features of one view of one user."""
+
+    state: Literal["fresh", "stale", "missing", "ahead", "given", "unread"]
+    age_s: float | None = Field(description="seconds between the stored row and the bid")
+
+
+class Prediction(BaseModel):
+    """The answer about one user; `feedworks.ocarm.answering` lists the reasons."""
+
+    user_id: int
+    probability: dict[str, float] = Field(
+        description="by horizon; of lt1 the probability of a revisit, else the share of days with one"
+    )
+    source: Literal["model", "base_rate"]
+    degraded: bool = Field(description="whether the model saw less than it could have")
+    reasons: list[str] = Field(description="why it is degraded")
+    views: dict[str, View]
+
+
+class Predictions(BaseModel):
+    """Answers in the order of the users."""
+
+    users: list[Prediction]
+    model_tag: str
+
+
+@bentoml.service(
+    workers=NUM_WORKERS,
+    traffic={"timeout": TIMEOUT_S},
+    logging={"access": {"enabled": False}},
+)
+class OcarmService:
+    """How likely lapsed users stay if they are brought back, from what is known at bid time."""
+
+    if MODEL_DIR not in os.environ:
+        stored_model = bentoml.models.BentoModel(MODEL_TAG)
+
+    @bentoml.on_deployment
+    @staticmethod
+    def check_model() -> None:
+        """End the server with one line if it cannot answer; it would restart workers for ever."""
+        try:
+            deadline_s()
+            if MODEL_DIR in os.environ:
+                open_features(Predictor.load(Path(os.environ[MODEL_DIR])).schema)
+        except FeedworksError as error:
+            raise SystemExit(f"Error: {error}") from None
+
+    def __init__(self) -> None:
+        torch.set_num_threads(NUM_THREADS)
+        predictor = Predictor.load(Path(os.environ.get(MODEL_DIR) or self.stored_model.path))
+        self.query_type = query_type(predictor.schema)
+        predictor.warm_up()
+        self.answering = Answering(predictor, open_features(predictor.schema), deadline_s=deadline_s())
+        self._counters = self.answering.counters
+        logging.getLogger("bentoml._internal.server.http_app").addFilter(_is_our_fault)
+        gc.collect()
+        gc.freeze()  # one full collection with torch loaded takes up to 250 ms; now it skips what is loaded
+
+    @bentoml.api
+    async def predict(self, query: Query, /) -> Predictions:
+        """Answer about users by their features in the store, or in the request."""
+        try:
+            return await self.answer(self.query_type.model_validate(query.model_dump()))
+        except OverloadedError as error:
+            raise ServiceUnavailable(str(error)) from None
+
+    async def answer(self, query: Query) -> Predictions:
+        """Answer and count.
+
+        Raises:
+            OverloadedError: too many requests are waiting.
+        """
+        start_s = time.perf_counter()
+        try:
+            answers = await self.answering.answer(query.users)
+        except OverloadedError:
+            self._counters.requests.labels("overloaded").inc()
+            raise
+        self._counters.requests.labels("degraded" if any(a.degraded for a in answers) else "ok").inc()
+        self._counters.latency_s.observe(time.perf_counter() - start_s)
+        return Predictions.model_construct(
+            users=[Prediction.model_construct(**answer._asdict()) for answer in answers],
+            model_tag=self.answering.predictor.tag,
+        )
+
+    async def answer_json(self, body: bytes) -> bytes:
+        """Answer one request in JSON.
+
+        Raises:
+            ValidationError: it cannot be answered.
+            OverloadedError: too many requests are waiting.
+        """
+        try:
+            query = self.query_type.model_validate_json(body)
+        except ValidationError:
+            self._counters.requests.labels("refused").inc()
+            raise
+        return (await self.answer(query)).model_dump_json().encode()
+
+    @bentoml.on_shutdown
+    async def close(self) -> None:
+        """End the model's thread and the store's connections."""
+        await self.answering.close()
+
+
+async def answer_json(body: bytes) -> bytes:
+    """Answer one request in JSON by the service of this process."""
+    answer: bytes = await bentoml.get_current_service().answer_json(body)
+    return answer
+
+
+# The decorator is typed as if it returned the class.
+_service: Any = OcarmService
+_service.add_asgi_middleware(JsonLimits, max_body_bytes=MAX_BODY_BYTES)
+_service.add_asgi_middleware(JsonRoute, path="/predict", answer=answer_json)
+
+
+def open_features(schema: ServiceSchema) -> FeatureSource | None:
+    """Open the store that the environment names, None if it names none.
+
+    Args:
+        schema: what the model reads.
+
+    Raises:
+        ConfigError: nothing opens it.
+    """
+    address = os.environ.get(FEATURES, "")
+    if not address:
+        return None
+    module, _, name = os.environ.get(FEATURES_OPEN, OPEN_SOURCE).partition(":")
+    try:
+        opener = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{FEATURES_OPEN}={module}:{name}: {error}; expected module:function") from None
+    source: FeatureSource = opener(address, schema)
+    return source
+
+
+def deadline_s() -> float:
+    """Seconds that the store has.
+
+    Raises:
+        ConfigError: the environment does not say a number of milliseconds in range.
+    """
+    text = os.environ.get(FEATURES_DEADLINE, f"{DEADLINE_S * 1e3:g}")
+    low, high = DEADLINES_MS
+    try:
+        milliseconds = float(text)
+    except ValueError:
+        milliseconds = 0
+    if not low <= milliseconds <= high:
+        raise ConfigError(f"{FEATURES_DEADLINE}={text}: expected {low} to {high} milliseconds")
+    return milliseconds / 1e3
+
+
+def _is_our_fault(record: logging.LogRecord) -> bool:
+    """Keep traces of bad requests, which the framework logs as errors, out of the log."""
+    error = record.exc_info[1] if record.exc_info else None
+    client_fault = isinstance(error, BentoMLException) and error.error_code < 500
+    return not (client_fault or isinstance(error, ValidationError))
