@@ -24,6 +24,7 @@ HOUR_US = 3600 * SECOND_US
 DAY_US = 24 * HOUR_US
 # About 200 MB of columns at a time.
 BLOCK_EVENTS = 4_000_000
+BATCH_EVENTS = 1 << 18
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -69,12 +70,11 @@ def read_span(data_dir: Path) -> Span:
     return Span(min(lows), max(highs), num_events)
 
 
-def read_blocks(data_dir: Path, *, block_events: int = BLOCK_EVENTS) -> Iterator[Events]:
-    """Yields the log in blocks of whole users, in its order.
+def read_blocks(data_dir: Path) -> Iterator[Events]:
+    """Yields the log in blocks of whole users, about `BLOCK_EVENTS` each, in its order.
 
     Args:
         data_dir: A retention data folder that has passed the gate.
-        block_events: A block ends with the user with whom it reaches as many events.
 
     Raises:
         DataError: The events are missing or cannot be read, or are not sorted by user and time.
@@ -84,7 +84,7 @@ def read_blocks(data_dir: Path, *, block_events: int = BLOCK_EVENTS) -> Iterator
     for batch in _batches(data_dir, EVENTS.schema.names):
         parts.append(pa.Table.from_batches([batch]))
         num_rows += batch.num_rows
-        if num_rows < block_events:
+        if num_rows < BLOCK_EVENTS:
             continue
         rows = pa.concat_tables(parts)
         user_E = rows["user_id"].to_numpy()
@@ -146,7 +146,7 @@ def _batches(data_dir: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
         raise DataError(f"table {EVENTS.name}: {path} is missing; give a retention data folder")
     try:
         with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(batch_size=1 << 18, columns=columns)
+            yield from file.iter_batches(batch_size=BATCH_EVENTS, columns=columns)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"table {EVENTS.name}: cannot read {path} ({reason}); write it again") from None
