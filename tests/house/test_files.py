@@ -34,7 +34,7 @@ HEAVY = {
     "bentoml": "service.py",
     "triton": "kernel.py",
     "great_expectations": None,
-    "feast": None,
+    "feast": ("_store.py", "_response.py"),  # Feast loads them as its plugins
     "faiss": None,
     "sklearn": None,
     "scipy": None,

@@ -22,6 +22,8 @@ ORCHESTRATION = {
     "local_pipeline.py",
     "service.py",
     "peer_service.py",
+    "_store.py",
+    "_response.py",
 }
 
 
@@ -55,6 +57,7 @@ def module_name(path: Path) -> str:
         ("feedworks.recochain.component", TRAIN | (OTHERS - {"kfp", "kubernetes"}) | {"pandas", "pyarrow"}),
         ("feedworks.mari.component", TRAIN | (OTHERS - {"kfp", "kubernetes"}) | {"pandas", "pyarrow"}),
         ("feedworks.contracts", TRAIN | OTHERS),
+        ("feedworks.features.reading", TRAIN | OTHERS),
         ("feedworks_kernels", OTHERS | TRAIN - {"torch"}),
     ],
 )

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from feedworks.features.packed_cells import NUMBERS, Bools, Column, is_list, obj
 from feedworks.features.packed_rows import Block
 from feedworks.features.reading import OnlineRows, add_view
 from feedworks.features.schema import ServiceSchema, ViewSchema
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
 
 MAX_WAITING = 64
 _SECOND_US = 1_000_000
@@ -39,10 +42,20 @@ class FeastSource:
     """
 
     def __init__(self, repo: Path, schema: ServiceSchema, *, timeout_s: float = 0.25) -> None:
-        from feast import FeatureStore
-
         if not (repo / "feature_store.yaml").is_file():
             raise ConfigError(f"{repo} holds no feature_store.yaml; give the folder of a feature repository")
+        from feast import FeatureStore
+
+        self._open(FeatureStore(repo_path=str(repo)), schema, timeout_s)
+
+    @classmethod
+    def over(cls, store: FeatureStore, schema: ServiceSchema, *, timeout_s: float = 0.25) -> FeastSource:
+        """A source over a store that is open already."""
+        source = cls.__new__(cls)
+        source._open(store, schema, timeout_s)
+        return source
+
+    def _open(self, store: FeatureStore, schema: ServiceSchema, timeout_s: float) -> None:
         entities = sorted({view.entity for view in schema.views})
         if len(entities) > 1:
             raise ConfigError(
@@ -51,7 +64,7 @@ class FeastSource:
         self._entity = entities[0]
         self._views = schema.views
         self._names = [f"{view.name}:{feature.name}" for view in schema.views for feature in view.features]
-        self._store = FeatureStore(repo_path=str(repo))
+        self._store = store
         self._timeout_s = timeout_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="feast")
         self._waiting = 0

@@ -78,22 +78,24 @@ class MGet:
 
     Args:
         project: of the feature store.
-        layouts: one per view, all of one int64 join key.
+        layouts: one per view, each of one int64 join key.
     """
 
     def __init__(self, project: str, layouts: Sequence[RowLayout]) -> None:
         prefixes = [key_prefix(project, layout) + entity_prefix(layout.entity) for layout in layouts]
         self._heads = [b"$%d\r\n" % (len(prefix) + 8) + prefix for prefix in prefixes]
 
-    def command(self, key_N: npt.NDArray[np.int64]) -> bytes:
-        """The command for keys `(N,)`; the answer holds the views one after the other, N rows each."""
-        num_keys = len(key_N) * len(self._heads)
-        parts = [b"*%d\r\n$4\r\nMGET\r\n" % (num_keys + 1)]
-        key_N8 = key_N.astype("<i8", copy=False).view(np.uint8).reshape(-1, 8)
-        for head in self._heads:
-            chunk = np.empty((len(key_N), len(head) + 10), dtype=np.uint8)
+    def command(self, *key_N: npt.NDArray[np.int64]) -> bytes:
+        """The command for keys `(N,)`, the same for all views or one array per view.
+
+        The answer holds the views one after the other.
+        """
+        keys = key_N * len(self._heads) if len(key_N) == 1 else key_N
+        parts = [b"*%d\r\n$4\r\nMGET\r\n" % (1 + sum(map(len, keys)))]
+        for head, of_view in zip(self._heads, keys, strict=True):
+            chunk = np.empty((len(of_view), len(head) + 10), dtype=np.uint8)
             chunk[:, : len(head)] = np.frombuffer(head, np.uint8)
-            chunk[:, len(head) : -2] = key_N8
+            chunk[:, len(head) : -2] = of_view.astype("<i8").view(np.uint8).reshape(-1, 8)
             chunk[:, -2:] = (13, 10)
             parts.append(chunk.tobytes())
         return b"".join(parts)
