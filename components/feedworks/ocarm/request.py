@@ -63,9 +63,7 @@ class _Features(_Strict):
     @model_validator(mode="after")
     def _parallel(self) -> Self:
         for names in PARALLEL_LISTS.values():
-            lengths = {
-                name: len(values) for name in names if (values := getattr(self, name, None)) is not None
-            }
+            lengths = {name: len(getattr(self, name, None) or ()) for name in names}
             if len(set(lengths.values())) > 1:
                 said = ", ".join(f"{name} {length}" for name, length in lengths.items())
                 raise ValueError(f"expected lists of one length, got {said}")

@@ -1,9 +1,9 @@
 """OCARM (arXiv 2604.25839): the service, POST /predict.
 
-The model is the folder in $FEEDWORKS_MODEL_DIR, else `ocarm:latest` of the BentoML model store. Features come
-with the request, or from the store at $FEEDWORKS_FEATURES, such as packed+redis://127.0.0.1:6379/0, within
-$FEEDWORKS_FEATURES_DEADLINE_MS (50). What opens it is $FEEDWORKS_FEATURES_OPEN, a function `module:name` of
-the address and the model's schema; so this service knows no feature store itself.
+The model is the folder in $FEEDWORKS_MODEL_DIR, else `ocarm:latest` of the BentoML model store. Features
+come with the request, or from the store at $FEEDWORKS_FEATURE_STORE, packed+redis://127.0.0.1:6379/0 for
+example, within $FEEDWORKS_FEATURE_DEADLINE_MS (50). $FEEDWORKS_FEATURE_STORE_OPEN opens it, a function
+`module:name` of the address and the model's schema: this service knows no feature store itself.
 $FEEDWORKS_WORKERS processes answer, each with $OMP_NUM_THREADS threads of torch; both default to 1.
 """
 
@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from feedworks.errors import ConfigError, FeedworksError
 from feedworks.features.schema import ServiceSchema
-from feedworks.ocarm.answering import DEADLINE_S, Answering
+from feedworks.ocarm.answering import DEADLINE_S, Answer, Answering
 from feedworks.ocarm.predictor import Predictor
 from feedworks.ocarm.request import Query, query_type
 from feedworks.serving.batching import OverloadedError
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 MODEL_DIR = "FEEDWORKS_MODEL_DIR"
 MODEL_TAG = "ocarm:latest"
-FEATURES = "FEEDWORKS_FEATURES"
-FEATURES_OPEN = "FEEDWORKS_FEATURES_OPEN"
-FEATURES_DEADLINE = "FEEDWORKS_FEATURES_DEADLINE_MS"
+FEATURES = "FEEDWORKS_FEATURE_STORE"
+FEATURES_OPEN = "FEEDWORKS_FEATURE_STORE_OPEN"
+FEATURES_DEADLINE = "FEEDWORKS_FEATURE_DEADLINE_MS"
 OPEN_SOURCE = "feedworks.features.reading:open_source"
 DEADLINES_MS = (1, 1000)
 MAX_BODY_BYTES = 8 << 20
@@ -130,7 +130,7 @@ class OcarmService:
         self._counters.requests.labels("degraded" if any(a.degraded for a in answers) else "ok").inc()
         self._counters.latency_s.observe(time.perf_counter() - start_s)
         return Predictions.model_construct(
-            users=[Prediction.model_construct(**answer._asdict()) for answer in answers],
+            users=[_prediction(answer) for answer in answers],
             model_tag=self.answering.predictor.tag,
         )
 
@@ -164,6 +164,11 @@ async def answer_json(body: bytes) -> bytes:
 _service: Any = OcarmService
 _service.add_asgi_middleware(JsonLimits, max_body_bytes=MAX_BODY_BYTES)
 _service.add_asgi_middleware(JsonRoute, path="/predict", answer=answer_json)
+
+
+def _prediction(answer: Answer) -> Prediction:
+    views = {name: View.model_construct(**view._asdict()) for name, view in answer.views.items()}
+    return Prediction.model_construct(**answer._replace(views={})._asdict() | {"views": views})
 
 
 def open_features(schema: ServiceSchema) -> FeatureSource | None:

@@ -17,6 +17,7 @@ from feedworks.serving.batching import OverloadedError
 from feedworks.serving.limits import JSON, App, Receive, Scope, Send
 
 MAX_ERRORS = 20
+MAX_TITLE = 500
 
 
 class JsonRoute:
@@ -53,7 +54,8 @@ class JsonRoute:
 
 def _explain(error: ValidationError) -> bytes:
     count = error.error_count()
-    title = f"{count} validation error{'' if count == 1 else 's'} for {error.title}"
     # A body of 4 MB can hold 400,000 errors; the answer must not outgrow the question.
     detail = error.errors(include_url=False, include_context=False, include_input=False)[:MAX_ERRORS]
-    return json.dumps({"error": title, "detail": detail}).encode()
+    first = ": ".join(filter(None, [".".join(map(str, detail[0]["loc"])), detail[0]["msg"]]))
+    title = f"{count} validation error{'' if count == 1 else 's'} for {error.title}: {first}"
+    return json.dumps({"error": title[:MAX_TITLE], "detail": detail}).encode()
