@@ -1,4 +1,4 @@
-"""The command line: `feedworks list | data | run | compile | submit | serve | report | demo`.
+"""The command line: `feedworks list | data | features | run | compile | submit | serve | report | demo`.
 
 Modules of this package import nothing heavy at their top, so that `feedworks --help` is instant.
 """
@@ -15,6 +15,7 @@ import click
 
 from feedworks import __version__
 from feedworks.cli.data import data
+from feedworks.cli.features import features
 from feedworks.cli.pipelines import compile_command
 from feedworks.cli.processes import end_children_on_sigterm
 from feedworks.cli.runs import list_papers, report, run
@@ -33,7 +34,7 @@ def cli(debug: bool) -> None:
     del debug  # main() has read it
 
 
-for command in (list_papers, data, run, compile_command, submit, serve, report, demo):
+for command in (list_papers, data, features, run, compile_command, submit, serve, report, demo):
     cli.add_command(command)
 
 
@@ -101,4 +102,7 @@ _EXTRA_OF = {
     "bentoml": "serve",
     "duckdb": "features",
     "feast": "features",
+    "redis": "features",
+    "psycopg": "features",
+    "pyspark": "features",
 }

@@ -123,11 +123,15 @@ def read_definitions(repo: Path) -> RepoContents:
         return parse_repo(repo)
 
 
-def apply(repo: Path) -> str:
+def apply(repo: Path, tables: Path | None = None) -> str:
     """Write the definitions into the registry and prepare the online store; returns what changed.
 
     The same definitions a second time change nothing. Like `feast apply`, but the process keeps its folder
     and its modules, and it says what changed with any registry and online store.
+
+    Args:
+        repo: The feature repository.
+        tables: Folder with the feature tables, which the registry keeps; `tables_folder(repo)` where None.
 
     Raises:
         ConfigError: The store file is not one.
@@ -136,7 +140,8 @@ def apply(repo: Path) -> str:
     from feast.diff.registry_diff import diff_between
     from feast.repo_operations import apply_total_with_repo_instance
 
-    contents = read_definitions(repo)
+    with _variable(TABLES_VARIABLE, str(tables.absolute()) if tables else None):
+        contents = read_definitions(repo)
     with open_store(repo) as store, contextlib.redirect_stdout(io.StringIO()), _inside(repo):
         store.registry.refresh(store.project)
         diff: Any = diff_between(store.registry, store.project, contents)
@@ -160,6 +165,20 @@ def _inside(repo: Path) -> Iterator[None]:
         _forget(repo)
         os.chdir(folder)
         sys.path[:], sys.dont_write_bytecode = path, write
+
+
+@contextmanager
+def _variable(name: str, value: str | None) -> Iterator[None]:
+    """An environment variable for the block, where there is a value."""
+    before = os.environ.get(name)
+    os.environ.update({name: value} if value else {})
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
+        elif value:
+            del os.environ[name]
 
 
 def _forget(repo: Path) -> None:

@@ -1,0 +1,135 @@
+"""`feedworks features`: the feature store from its definitions to an answer."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+_TIME_HELP = "ISO 8601, as 2024-05-01 or 2024-05-01T12:00:00Z; without a zone it is UTC"
+
+
+class Time(click.ParamType[datetime]):
+    """A time in ISO 8601; UTC where it has no zone."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Turn text into a time with a zone."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            time = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is no time; {_TIME_HELP}.", param, ctx)
+        return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+repo_option = click.option(
+    "--repo", type=FOLDER, help="The feature repository; ./feature_repo, or that of the source tree."
+)
+
+
+@click.group()
+def features() -> None:
+    r"""Apply, fill, read and check the feature store.
+
+    \b
+    feedworks features apply                      register views and services
+    feedworks features materialize START END      offline tables -> online store
+    feedworks features get ocarm_student_v1 17    what a model would read now
+
+    The store is the embedded one (SQLite, DuckDB) unless FEAST_FS_YAML_FILE_PATH names another file of the
+    repository, such as redis.yaml. The tables lie in its folder data/tables, or where FEEDWORKS_FEATURES
+    says.
+    """
+
+
+@features.command()
+@repo_option
+@click.option("--tables", type=FOLDER, help="Folder with the feature tables; kept in the registry.")
+def apply(repo: Path | None, tables: Path | None) -> None:
+    """Register views and services; say what changed.
+
+    The same definitions a second time change nothing.
+    """
+    from feedworks.features import repo as repository
+
+    folder = repository.repository(repo)
+    click.echo(repository.apply(folder, tables))
+    click.echo(f"applied {folder} with {repository.store_file(folder).name}")
+
+
+@features.command(short_help="Write the rows of [START, END] online.")
+@click.argument("start", type=Time())
+@click.argument("end", type=Time())
+@repo_option
+@click.option("--view", "views", multiple=True, help="Only this view; repeatable. All that are served else.")
+def materialize(start: datetime, end: datetime, repo: Path | None, views: tuple[str, ...]) -> None:
+    """Write the latest row of each entity with START <= event_time <= END into the online store.
+
+    Times are ISO 8601, as 2024-05-01 or 2024-05-01T12:00:00Z; without a zone they are UTC. All tables are
+    checked first: a row that breaks its contract is named, and nothing is written. What the store has that
+    is newer stays.
+    """
+    from feedworks.features.materialize import materialize as run
+    from feedworks.features.repo import repository
+
+    for name, done in run(repository(repo), start, end, views).items():
+        rate = f", {done.num_rows / done.seconds:,.0f} rows/s" if done.seconds > 0 else ""
+        click.echo(f"{name}: {done.num_rows} rows in {done.seconds:.1f} s{rate}")
+
+
+@features.command(short_help="Print what a model would read.")
+@click.argument("service")
+@click.argument("keys", type=int, nargs=-1, required=True)
+@click.option("--at", type=Time(), help=f"As of this time instead of now; {_TIME_HELP}.")
+@click.option("--source", help="Address of the store; `feast://` and the repository's path by default.")
+@repo_option
+def get(
+    service: str, keys: tuple[int, ...], at: datetime | None, source: str | None, repo: Path | None
+) -> None:
+    """Print what a model of SERVICE would read of the entities KEYS, a line of JSON for each.
+
+    A row past its time to live is stale: its age is told, its values are not. SERVICE may not be one that
+    reads what is known too late, such as ocarm_teacher_v1.
+    """
+    from feedworks.features.lookup import lookup
+    from feedworks.features.repo import repository
+    from feedworks.features.schema import ServiceSchema
+
+    schema = ServiceSchema.of(service).require_servable()
+    address = source or f"feast://{repository(repo)}"
+    for row in lookup(address, schema, keys, at or datetime.now(UTC)):
+        click.echo(json.dumps(row))
+
+
+@features.command()
+@repo_option
+@click.option("--tables", type=FOLDER, help="Folder with the feature tables; that of the repository if none.")
+def validate(repo: Path | None, tables: Path | None) -> None:
+    """Check definitions and tables; exit 1 where one breaks.
+
+    Definitions: every view has a time to live, an owner, a description and tags, and no service that may be
+    served reads what is known too late. Tables: every row keeps its contract; those that are not there are
+    named and are no error.
+    """
+    from feedworks.contracts.features import FEATURE_TABLES
+    from feedworks.features import repo as repository
+    from feedworks.features.definitions import require_sound
+    from feedworks.features.validate import require_tables
+
+    folder = repository.repository(repo)
+    contents = repository.read_definitions(folder)
+    require_sound(contents.feature_views, contents.feature_services)
+    click.echo(f"{len(contents.feature_views)} views and {len(contents.feature_services)} services are sound")
+    place = tables or repository.tables_folder(folder)
+    there = [table for table in FEATURE_TABLES if table.path(place).exists()]
+    for name, num_rows in require_tables(place, there).items():
+        click.echo(f"{name}: {num_rows} rows keep their contract")
+    if absent := [table.name for table in FEATURE_TABLES if table not in there]:
+        click.echo(f"not in {place}: {', '.join(absent)}")
