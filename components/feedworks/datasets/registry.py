@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from feedworks.contracts.tables import Kind
-from feedworks.datasets import amazon, frappe
+from feedworks.datasets import amazon, frappe, movietweetings
 from feedworks.errors import DataError
 
 
@@ -50,6 +50,7 @@ _MCAULEY = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
 _RAW = "https://raw.githubusercontent.com"
 _S3REC = f"{_RAW}/RUCAIBox/CIKM2020-S3Rec/2a81540ae18615d88ef88227b0c066e5b74781e5/data"
 _RDREC = f"{_RAW}/WangXFng/RDRec/4055c3028d3afbd57a0fffd54076825836b7cad7/data"
+_TWEETINGS = f"{_RAW}/adrianrfreedman/MovieTweetings/3ae51d9ab4bac513259a36665182d1fd0e7afdf9/snapshots/100K"
 _IDGENREC = f"{_RAW}/agiresearch/IDGenRec/a297185aa5b6cd6de9dcf8b8182052ee8e0b3261/rec_datasets"
 
 
@@ -155,6 +156,30 @@ _DATA_SETS: tuple[DataSet, ...] = (
         convert=frappe.convert,
         expects=", ".join(frappe.file_name(split) for split in ("train", "valid", "test")),
         kind="ranking",
+    ),
+    DataSet(
+        name="movietweetings_100k",
+        title="MovieTweetings, snapshot of 100,000 ratings: what new users do next",
+        licence="MIT",
+        citation="Dooms, De Pessemier, Martens, MovieTweetings, CrowdRec at RecSys 2013",
+        detect=lambda folder: all(
+            (folder / name).is_file() for name in (movietweetings.RATINGS, movietweetings.MOVIES)
+        ),
+        convert=movietweetings.convert,
+        expects=f"{movietweetings.RATINGS}, {movietweetings.MOVIES}",
+        files=(
+            RemoteFile(
+                url=f"{_TWEETINGS}/{movietweetings.RATINGS}",
+                name=movietweetings.RATINGS,
+                sha256="c0dd868c2632d10002ebc928ddc5345f33adeaa59eca52c2941c26a2c5e36fd6",
+            ),
+            RemoteFile(
+                url=f"{_TWEETINGS}/{movietweetings.MOVIES}",
+                name=movietweetings.MOVIES,
+                sha256="e63fb84bc734e3c574f135634a40d3cbafab22b8f94f5fc0b80f80d1d2076efc",
+            ),
+        ),
+        kind="retention",
     ),
     DataSet(
         name="s3rec",

@@ -54,6 +54,14 @@ def test_synth_makes_ranking_data_too(feedworks: Command, tmp_path: Path) -> Non
     assert feedworks("data", "validate", "data").returncode == 0
 
 
+def test_synth_makes_retention_data_too(feedworks: Command, tmp_path: Path) -> None:
+    words = ["data", "synth", "--kind", "retention", "--users", "30", "--seed", "1", "--out", "data"]
+    assert feedworks(*words).stdout == "wrote data; next: feedworks data validate data\n"
+    files = {path.name for path in (tmp_path / "data").iterdir()}
+    assert files == {"events.parquet", "catalogue.parquet", "profiles.parquet"}
+    assert feedworks("data", "validate", "data").returncode == 0
+
+
 def test_data_commands_replace_nothing_but_tables(feedworks: Command, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     raw.mkdir()

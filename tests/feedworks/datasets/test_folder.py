@@ -67,6 +67,20 @@ def test_each_data_set_knows_its_own_files_and_no_others(tmp_path, name):
     assert found.name == name
 
 
+def test_retention_data_are_made_and_told_from_others(tmp_path):
+    made = open_data("synthetic", tmp_path / "work", kind="retention")
+    assert {path.name for path in made.iterdir()} == {
+        "events.parquet",
+        "catalogue.parquet",
+        "profiles.parquet",
+    }
+    assert open_data(made, tmp_path / "other", kind="retention") == made
+    with pytest.raises(DataError, match="this is a retention data folder; expected a data folder"):
+        open_data(made, tmp_path / "other")
+    with pytest.raises(DataError, match=r"raw files of s3rec.* expected a retention data folder"):
+        open_data(raw_toys(tmp_path), tmp_path / "other", kind="retention")
+
+
 def test_an_unknown_source_lists_what_was_expected(tmp_path):
     with pytest.raises(DataError, match="no such folder; give a folder or the word 'synthetic'"):
         open_data(tmp_path / "absent", tmp_path / "work")
@@ -83,7 +97,7 @@ def test_the_registry_names_its_data_sets():
     assert registry.names() == [
         *("amazon_beauty", "amazon_sports", "amazon_toys"),
         *("amazon_beauty_2014", "amazon_sports_2014", "amazon_toys_2014"),
-        *("frappe", "s3rec"),
+        *("frappe", "movietweetings_100k", "s3rec"),
     ]
     for name in registry.names():
         data_set = registry.get(name)
