@@ -27,8 +27,9 @@ from feedworks.features.schema import ServiceSchema
 from feedworks.ocarm.answering import DEADLINE_S, Answer, Answering
 from feedworks.ocarm.predictor import Predictor
 from feedworks.ocarm.request import Query, query_type
+from feedworks.serving.ahead import Ahead
 from feedworks.serving.batching import OverloadedError
-from feedworks.serving.limits import JsonLimits
+from feedworks.serving.limits import App, JsonLimits
 from feedworks.serving.route import JsonRoute
 
 if TYPE_CHECKING:
@@ -160,10 +161,14 @@ async def answer_json(body: bytes) -> bytes:
     return answer
 
 
+def front(app: App) -> App:
+    """POST /predict ahead of what the framework does to a request."""
+    return JsonLimits(JsonRoute(app, path="/predict", answer=answer_json), max_body_bytes=MAX_BODY_BYTES)
+
+
 # The decorator is typed as if it returned the class.
 _service: Any = OcarmService
-_service.add_asgi_middleware(JsonLimits, max_body_bytes=MAX_BODY_BYTES)
-_service.add_asgi_middleware(JsonRoute, path="/predict", answer=answer_json)
+_service.add_asgi_middleware(Ahead, front=front)
 
 
 def _prediction(answer: Answer) -> Prediction:
