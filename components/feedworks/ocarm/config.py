@@ -120,6 +120,8 @@ class DistilConfig:
         weight: lambda, of the alignment beside the retention loss; 0 turns it off.
         similarity: `cosine` (1 - cos), `mse`, or `infonce` (find one's own vector among the batch's).
         temperature: of `infonce`.
+        centre: compare what is left of the vectors after the teacher's mean over the training rows; what all
+            vectors share would else make any two alike.
         warm_start: the retention net and the encoder of its observables start with the teacher's weights.
         logit_weight: of the teacher's probabilities as targets, in the control that distils those instead.
     """
@@ -127,6 +129,7 @@ class DistilConfig:
     weight: float = 1.0
     similarity: Similarity = "cosine"
     temperature: float = 0.1
+    centre: bool = True
     warm_start: bool = True
     logit_weight: float = 1.0
 

@@ -68,7 +68,7 @@ CODES = REQUEST_CODES | PROFILE_CODES
 NUMBERS = tuple(name for names in VIEW_NUMBERS.values() for name in names)
 # Already between 0 and 1; the other numbers are counts, hours and days, of which the logarithm is taken.
 SHARES = ("mean_engagement_7d",)
-HISTORY_NUMBERS, RETURN_NUMBERS, CONTENT_NUMBERS = 2, 2, 2
+HISTORY_NUMBERS, RETURN_NUMBERS, CONTENT_NUMBERS = 3, 2, 2
 
 
 class ItemTable(NamedTuple):
@@ -116,7 +116,7 @@ class Observable(NamedTuple):
         code_BC: codes of `CODES` moved up by one; 0 where missing.
         ad_item_B: row of the ad's item.
         history_code_BT3: row of the item, category and surface moved up by one; oldest first, padding right.
-        history_number_BT2: engagement, and logarithm of the age in hours.
+        history_number_BT3: engagement, and logarithms of the hours until the request and until the latest event.
         history_length_B: real events.
         return_code_BA1: surface moved up by one.
         return_number_BA2: logarithms of idle time before it and of its age, in hours.
@@ -127,7 +127,7 @@ class Observable(NamedTuple):
     code_BC: Tensor
     ad_item_B: Tensor
     history_code_BT3: Tensor
-    history_number_BT2: Tensor
+    history_number_BT3: Tensor
     history_length_B: Tensor
     return_code_BA1: Tensor
     return_number_BA2: Tensor
@@ -175,7 +175,7 @@ def observables(columns: Columns, catalogue: ItemTable, architecture: Architectu
         code_BC=torch.from_numpy(_profile_codes(columns, bid_B)),
         ad_item_B=torch.from_numpy(catalogue.rows(ids(columns, "ad_item"))),
         history_code_BT3=torch.from_numpy(history_code),
-        history_number_BT2=_float(history_number),
+        history_number_BT3=_float(history_number),
         history_length_B=torch.from_numpy(history_length),
         return_code_BA1=torch.from_numpy(return_code),
         return_number_BA2=_float(return_number),
@@ -304,8 +304,10 @@ def _history(
     time_BT = last.take(found["history_time"].value_K).astype(np.float64)
     real_BT = np.arange(most) < last.length_B[:, None]
     age_BT = np.where(real_BT, np.log1p(_hours(bid_B[:, None], time_BT)), 0)
+    newest_B1 = np.where(real_BT, time_BT, -np.inf).max(axis=1, keepdims=True, initial=0)
+    before_BT = np.where(real_BT, np.log1p(_hours(newest_B1, time_BT)), 0)
     code = np.stack([item_BT, category_BT, surface_BT], axis=-1)
-    return code, np.stack([engagement_BT, age_BT], axis=-1), last.length_B
+    return code, np.stack([engagement_BT, age_BT, before_BT], axis=-1), last.length_B
 
 
 def _returns(columns: Columns, bid_B: IntArray, most: int) -> tuple[IntArray, FloatArray, IntArray]:
@@ -321,7 +323,7 @@ def _returns(columns: Columns, bid_B: IntArray, most: int) -> tuple[IntArray, Fl
     return surface_BA[..., None], np.stack([idle_BA, age_BA], axis=-1), last.length_B
 
 
-def _hours(bid: IntArray, time: npt.NDArray[np.float64]) -> FloatArray:
+def _hours(bid: IntArray | FloatArray, time: FloatArray) -> FloatArray:
     # Clocks differ: what lies a little after the request counts as now.
     hours: FloatArray = np.maximum((bid - time) / HOUR_US, 0)
     return hours

@@ -67,8 +67,8 @@ class Items(nn.Module):
 
     def fill(self, table: ItemTable) -> None:
         """Take over the catalogue; row 0 stays an item about which nothing is known."""
-        self.vector_IV[1:] = torch.from_numpy(table.vector_IV)
-        self.category_I[1:] = torch.from_numpy(table.category_I) + 1
+        self.vector_IV[1:] = torch.tensor(table.vector_IV)
+        self.category_I[1:] = torch.tensor(table.category_I) + 1
 
     def forward(self, row: Tensor, category: Tensor | None = None) -> Tensor:
         """Tokens `(..., D)` of rows of any shape; without `category` that of the catalogue is taken."""
@@ -100,7 +100,7 @@ class Observer(nn.Module):
         history_BTD = self.history_norm(
             self.items(row, category)
             + self.surface(surface)
-            + self.history_number(observable.history_number_BT2)
+            + self.history_number(observable.history_number_BT3)
         )
         return_BAD = self.return_norm(
             self.surface(observable.return_code_BA1.squeeze(-1))

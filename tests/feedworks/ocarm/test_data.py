@@ -55,7 +55,8 @@ def test_what_is_relative_to_the_request_is_computed_from_bid_time() -> None:
     idle = NUMBERS.index("idle_h")
     torch.testing.assert_close(found.number_BP[:, idle], torch.full((4,), 48.0).log1p())
     assert found.history_length_B.tolist() == [1, 0, 0, 1]
-    torch.testing.assert_close(found.history_number_BT2[:, 0, 1], torch.tensor([7.0, 0, 0, 0]).log1p())
+    torch.testing.assert_close(found.history_number_BT3[:, 0, 1], torch.tensor([7.0, 0, 0, 0]).log1p())
+    assert not found.history_number_BT3[:, 0, 2].any()
 
 
 def test_the_latest_events_are_kept_oldest_first() -> None:
@@ -75,8 +76,10 @@ def test_the_latest_events_are_kept_oldest_first() -> None:
     found = observables(columns, items, architecture)
     assert found.history_length_B[2] == most
     assert found.history_code_BT3[2, :, 0].tolist() == list(range(31 - most, 31))
-    ages = found.history_number_BT2[2, :, 1].expm1()
+    ages = found.history_number_BT3[2, :, 1].expm1()
     torch.testing.assert_close(ages, torch.arange(most, 0, -1).float(), rtol=1e-4, atol=1e-4)
+    before = found.history_number_BT3[2, :, 2].expm1()
+    torch.testing.assert_close(before, torch.arange(most - 1, -1, -1).float(), rtol=1e-4, atol=1e-4)
 
 
 def test_unknown_items_and_codes_are_row_0() -> None:

@@ -175,7 +175,7 @@ def test_a_missing_view_has_no_influence_by_what_it_held(
     dropped = without_view(observable, "interaction_aggregates")
     held = dropped._replace(
         history_code_BT3=torch.ones_like(dropped.history_code_BT3),
-        history_number_BT2=torch.full_like(dropped.history_number_BT2, torch.nan),
+        history_number_BT3=torch.full_like(dropped.history_number_BT3, torch.nan),
     )
     assert torch.equal(model(dropped), model(held))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from feedworks.ocarm.config import Architecture, OcarmConfig, Sizes, resolve
 from feedworks.ocarm.data import DAY_US, HOUR_US, PROFILE_CODES, ItemTable
@@ -69,6 +72,44 @@ def blanked(columns: dict[str, Any], row: int) -> dict[str, Any]:
         if name not in ("sample_id", "user_id", "bid_time", "content_start", "label_start", "surface"):
             found[name][row] = None
     return found
+
+
+def write(folder: Path, num_rows: int = 300, leak: bool = False) -> tuple[Path, Path]:
+    """A training set as the pipeline writes it: folders of observables and of content.
+
+    The ad's category says what users meet, and both say whether they come back; with `leak` engagement does.
+    """
+    items, rng = catalogue(), np.random.default_rng(1)
+    found = columns(num_rows, items)
+    category = np.array(
+        [-1 if ad is None else items.category_I[items.item_id_I == ad][0] for ad in found["ad_item"]]
+    )
+    come = rng.random(num_rows) < np.where(category % 2 == 0, 0.8, 0.2)
+    found["lt1"] = come.astype(np.float32)
+    found["lt7"] = np.where(rng.random(num_rows) < 0.1, np.nan, come * rng.integers(1, 8, num_rows) / 7)
+    found["split"] = np.repeat(
+        ["train", "valid", "test"], [num_rows - 2 * (num_rows // 4)] + [num_rows // 4] * 2
+    )
+    for row, times in enumerate(found["content_time"]):
+        if times is not None:
+            met = np.flatnonzero(items.category_I == category[row])
+            found["content_item"][row] = items.item_id_I[rng.choice(met, len(times))]
+            found["content_category"][row] = np.full(len(times), category[row])
+            if leak:
+                found["content_engagement"][row] = np.full(len(times), float(come[row]))
+    hidden = pa.table(
+        {name: found[name] for name in found if name.startswith("content_") and name != "content_start"}
+    )
+    hidden = hidden.append_column("sample_id", pa.array(found["sample_id"]))
+    seen = pa.table(
+        {name: found[name] for name in found if name not in hidden.column_names or name == "sample_id"}
+    )
+    for name in ("observables", "content"):
+        (folder / name).mkdir(parents=True)
+    items.write(folder / "observables")
+    pq.write_table(seen, folder / "observables" / "observables.parquet")
+    pq.write_table(hidden.take(rng.permutation(num_rows)), folder / "content" / "content.parquet")
+    return folder / "observables", folder / "content"
 
 
 def _add_lists(
