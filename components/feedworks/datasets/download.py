@@ -79,12 +79,11 @@ def _fetch_file(file: RemoteFile, folder: Path, patience: Patience) -> None:
     # Pooch's own messages would repeat ours, in two lines.
     pooch.get_logger().setLevel(logging.ERROR)
     recorded = _read_sums(folder).get(file.name)
-    expected = file.sha256 or recorded
     path = folder / file.name
     try:
         pooch.retrieve(
             url=file.url,
-            known_hash=f"sha256:{expected}" if expected else None,
+            known_hash=_expected(file, recorded),
             fname=file.name,
             path=folder,
             downloader=functools.partial(_download_to, part=folder / f"{file.name}.part", patience=patience),
@@ -100,11 +99,20 @@ def _fetch_file(file: RemoteFile, folder: Path, patience: Patience) -> None:
             sums.write(f"{pooch.file_hash(str(path))}  {file.name}\n")
 
 
+def _expected(file: RemoteFile, recorded: str | None) -> str | None:
+    """The sum that the file must have, with its kind, if any is known."""
+    if sha256 := file.sha256 or recorded:
+        return f"sha256:{sha256}"
+    return f"md5:{file.md5}" if file.md5 else None
+
+
 def _wrong_sum(file: RemoteFile, folder: Path, error: Exception) -> str:
     got = str(error).partition("but got ")[2].partition(".")[0] or str(error)
     if file.sha256:
         return f"{file.url}: sha256 is {got}, expected {file.sha256}; deleted it, try again later"
-    recorded = _read_sums(folder)[file.name]
+    recorded = _read_sums(folder).get(file.name)
+    if recorded is None:
+        return f"{file.url}: md5 is {got}, expected {file.md5}; deleted it, try again later"
     return (
         f"{file.url}: sha256 is {got}, the first download had {recorded}; if its owner changed the file, "
         f"remove {file.name} from {folder / SUMS} and fetch again"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from feedworks.contracts.tables import Kind
-from feedworks.datasets import amazon, frappe, movietweetings
+from feedworks.datasets import amazon, frappe, kuairand, movietweetings
 from feedworks.errors import DataError
 
 
@@ -15,13 +16,15 @@ from feedworks.errors import DataError
 class RemoteFile:
     """One file of a data set as its owner serves it.
 
-    `sha256` None means unpinned: the first download records what it got, and later ones must match it. A file
-    that is not `required` may fail to download; the converter works without it.
+    Without `sha256` the first download records what it got, and later ones must match it; `md5`, where its
+    owner publishes nothing better, is what the first one must match. A file that is not `required` may fail
+    to download; the converter works without it.
     """
 
     url: str
     name: str
     sha256: str | None = None
+    md5: str | None = None
     required: bool = True
 
 
@@ -51,6 +54,7 @@ _RAW = "https://raw.githubusercontent.com"
 _S3REC = f"{_RAW}/RUCAIBox/CIKM2020-S3Rec/2a81540ae18615d88ef88227b0c066e5b74781e5/data"
 _RDREC = f"{_RAW}/WangXFng/RDRec/4055c3028d3afbd57a0fffd54076825836b7cad7/data"
 _TWEETINGS = f"{_RAW}/adrianrfreedman/MovieTweetings/3ae51d9ab4bac513259a36665182d1fd0e7afdf9/snapshots/100K"
+_ZENODO = "https://zenodo.org/records/10439422/files"
 _IDGENREC = f"{_RAW}/agiresearch/IDGenRec/a297185aa5b6cd6de9dcf8b8182052ee8e0b3261/rec_datasets"
 
 
@@ -102,6 +106,23 @@ def _reviews(category: str) -> DataSet:
             RemoteFile(url=f"{_MCAULEY}/{reviews}", name=reviews),
             RemoteFile(url=f"{_MCAULEY}/{meta}", name=meta, required=False),
         ),
+    )
+
+
+def _kuairand(version: str, content: str, md5: str) -> DataSet:
+    """One version of KuaiRand; `md5` is that of its archive in the owners' README."""
+    archive = kuairand.archive_name(version)
+    return DataSet(
+        name=f"kuairand_{version.lower()}",
+        title=f"KuaiRand-{version}: a month of short videos, {content}",
+        licence="CC BY-SA 4.0",
+        citation="Gao et al., KuaiRand, CIKM 2022, arXiv 2208.08696",
+        detect=functools.partial(kuairand.detect, version=version),
+        convert=functools.partial(kuairand.convert, version=version),
+        expects=f"{archive}, or log_*.csv, user_features_{version.lower()}.csv and "
+        f"video_features_basic_{version.lower()}.csv out of it",
+        files=(RemoteFile(url=f"{_ZENODO}/{archive}", name=archive, md5=md5),),
+        kind="retention",
     )
 
 
@@ -157,6 +178,9 @@ _DATA_SETS: tuple[DataSet, ...] = (
         expects=", ".join(frappe.file_name(split) for split in ("train", "valid", "test")),
         kind="ranking",
     ),
+    _kuairand("1K", "1,000 users with all their events", "6b0b9c8222d67fcd4c676218edca3f1f"),
+    _kuairand("27K", "27,285 users with all their events", "3e3c799a24e2d23a4d2c757fbf9adf59"),
+    _kuairand("Pure", "27,285 users, 7,583 videos", "0820331067a3784d9691136f772b35a7"),
     DataSet(
         name="movietweetings_100k",
         title="MovieTweetings, snapshot of 100,000 ratings: what new users do next",

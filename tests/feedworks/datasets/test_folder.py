@@ -97,7 +97,7 @@ def test_the_registry_names_its_data_sets():
     assert registry.names() == [
         *("amazon_beauty", "amazon_sports", "amazon_toys"),
         *("amazon_beauty_2014", "amazon_sports_2014", "amazon_toys_2014"),
-        *("frappe", "movietweetings_100k", "s3rec"),
+        *("frappe", "kuairand_1k", "kuairand_27k", "kuairand_pure", "movietweetings_100k", "s3rec"),
     ]
     for name in registry.names():
         data_set = registry.get(name)
