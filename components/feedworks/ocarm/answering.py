@@ -6,7 +6,8 @@ Features come with the request or from a store. Every answer says what it rests 
     degraded    whether the model saw less than it could have
     reasons     `<view>:missing` no row; `<view>:stale` older than its ttl; `<view>:ahead` newer than the bid;
                 `store:slow` not within the deadline; `store:down` it failed; `store:off` it failed before and
-                is not asked for a second; `store:none` there is none; `model:failed` no finite answer
+                is not asked for a second; `store:wrong` it answered something else; `store:none` there is
+                none; `model:failed` no finite answer
     views       state and age of each view
 
 Shape legend: N users, H horizons.
@@ -36,6 +37,7 @@ from feedworks.ocarm.known import (
     unknown,
 )
 from feedworks.ocarm.predictor import Predictor
+from feedworks.ocarm.reads import Reads
 from feedworks.ocarm.request import User
 from feedworks.serving.batching import MicroBatcher, OverloadedError
 from feedworks.serving.guard import Guard, UnavailableError
@@ -93,9 +95,9 @@ class Answering:
     ) -> None:
         self.predictor = predictor
         self.counters = counters()
-        self._source = source
         # A source tries again by itself, it knows which failures are worth it.
-        self._guard = Guard("the feature store", deadline_s=deadline_s, retries=0, pause_s=pause_s)
+        guard = Guard("the feature store", deadline_s=deadline_s, retries=0, pause_s=pause_s)
+        self._reads = None if source is None else Reads(source, guard)
         self._batcher: MicroBatcher[Columns, Probabilities] = MicroBatcher(
             self._predict, max_batch=MAX_BATCH, observe=self.counters.batch_size.observe, in_thread=in_thread
         )
@@ -127,30 +129,30 @@ class Answering:
     async def close(self) -> None:
         """End the model's thread and the store's connections."""
         self._batcher.close()
-        if self._source is not None:
-            await self._source.close()
+        if self._reads is not None:
+            await self._reads.close()
 
     async def _known(self, users: Sequence[User], bid_us_N: Ints) -> tuple[Known, str]:
         """Gather the features, and say what was wrong with the store, "" if nothing."""
         at_N = np.array([place for place, user in enumerate(users) if user.features is None], np.int64)
         if not len(at_N):
             return self._given(users), ""
-        if (source := self._source) is None:
+        if self._reads is None:
             return self._given(users), "store:none"
         keys, earliest_us = [users[place].user_id for place in at_N], int(bid_us_N[at_N].min())
-
-        async def read() -> Known:
-            rows = await source.read(keys, earliest_us)
-            known = self._given(users)
-            put_rows(known, self.predictor.schema, at_N, rows, bid_us_N[at_N])
-            return known
-
         start_s = time.perf_counter()
         try:
-            known = await self._guard.call(read)
+            rows = await self._reads.read(keys, earliest_us)
         except UnavailableError as error:
             self.counters.reads.labels(error.why).inc()
             return self._given(users), f"store:{error.why}"
+        known = self._given(users)
+        try:
+            put_rows(known, self.predictor.schema, at_N, rows, bid_us_N[at_N])
+        except Exception:  # whatever a store may have answered instead of rows
+            _log.exception("the feature store answered something else than rows")
+            self.counters.reads.labels("wrong").inc()
+            return self._given(users), "store:wrong"
         self.counters.reads.labels("ok").inc()
         self.counters.read_s.observe(time.perf_counter() - start_s)
         return known, ""

@@ -17,7 +17,7 @@ AGE_BUCKETS_S = (1, 10, 60, 600, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400
 class Counters(NamedTuple):
     """Requests by outcome (ok, degraded, refused, overloaded), degraded users by reason, reads of the store.
 
-    Reads go by outcome (ok, slow, down, off), ages by view.
+    Reads go by outcome (ok, slow, down, off, wrong), ages by view.
     """
 
     requests: Counter

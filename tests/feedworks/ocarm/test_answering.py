@@ -183,7 +183,7 @@ def test_whatever_a_store_raises_is_an_answer(predictor, source, error):
     assert answer.reasons == ["store:down"]
 
 
-def test_a_store_that_answers_nonsense_is_told(predictor, source):
+def test_a_store_that_answers_nonsense_is_told(predictor, source, caplog):
     """Rows without a column that the model reads."""
     read = source.read
 
@@ -194,7 +194,8 @@ def test_a_store_that_answers_nonsense_is_told(predictor, source):
 
     source.read = nonsense
     (answer,) = ask(predictor, source, user(100))
-    assert (answer.source, answer.reasons) == ("base_rate", ["store:down"])
+    assert (answer.source, answer.reasons) == ("base_rate", ["store:wrong"])
+    assert "history_time" in caplog.text
 
 
 def test_no_store_is_told(predictor):
