@@ -16,6 +16,7 @@ import click
 from feedworks import __version__
 from feedworks.cli.data import data
 from feedworks.cli.features import features
+from feedworks.cli.features_stream import freshness, push
 from feedworks.cli.pipelines import compile_command
 from feedworks.cli.processes import end_children_on_sigterm
 from feedworks.cli.runs import list_papers, report, run
@@ -36,6 +37,10 @@ def cli(debug: bool) -> None:
 
 for command in (list_papers, data, features, run, compile_command, submit, serve, report, demo):
     cli.add_command(command)
+
+
+for command in (push, freshness):
+    features.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -41,6 +41,7 @@ def features() -> None:
     \b
     feedworks features apply                      register views and services
     feedworks features materialize START END      offline tables -> online store
+    feedworks features push --rate 1000           replay live rooms, count what is lost
     feedworks features get ocarm_student_v1 17    what a model would read now
 
     The store is the embedded one (SQLite, DuckDB) unless FEAST_FS_YAML_FILE_PATH names another file of the

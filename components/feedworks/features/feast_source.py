@@ -19,6 +19,7 @@ from feedworks.features.feast_values import ATTRIBUTES
 from feedworks.features.packed_cells import NUMBERS, Bools, Column, is_list, objects
 from feedworks.features.packed_rows import Block
 from feedworks.features.reading import OnlineRows, add_view
+from feedworks.features.repo import repository, store_file
 from feedworks.features.schema import ServiceSchema, ViewSchema
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class FeastSource:
     """Reads a service's views through the feature repository in a folder, in one thread of its own.
 
     Args:
-        repo: folder of feature_store.yaml.
+        repo: folder of feature_store.yaml, or of the file that FEAST_FS_YAML_FILE_PATH names.
         schema: views of one entity; Feast's registry must have them.
         timeout_s: limit of one read. Feast cannot be interrupted: a read that was given up goes on in its
             thread and the next ones wait for it, each within its own limit, some dozens of them at most.
@@ -42,11 +43,11 @@ class FeastSource:
     """
 
     def __init__(self, repo: Path, schema: ServiceSchema, *, timeout_s: float = 0.25) -> None:
-        if not (repo / "feature_store.yaml").is_file():
-            raise ConfigError(f"{repo} holds no feature_store.yaml; give the folder of a feature repository")
+        folder = repository(repo)
         from feast import FeatureStore
 
-        self._open(FeatureStore(repo_path=str(repo)), schema, timeout_s)
+        store = FeatureStore(repo_path=str(folder), fs_yaml_file=store_file(folder))
+        self._open(store, schema, timeout_s)
 
     @classmethod
     def over(cls, store: FeatureStore, schema: ServiceSchema, *, timeout_s: float = 0.25) -> FeastSource:

@@ -62,7 +62,7 @@ def materialize(
     tables = _served(views)
     done: dict[str, Materialised] = {}
     with open_store(repo) as store:
-        registered = {table.name: _registered(store, table) for table in tables}
+        registered = {table.name: registered_view(store, table) for table in tables}
         for table in tables:
             source: Any = registered[table.name].batch_source
             require_tables(Path(source.path).parent, [table])
@@ -81,7 +81,12 @@ def _served(names: Sequence[str]) -> tuple[FeatureTable, ...]:
     return tuple(served[name] for name in names or served)
 
 
-def _registered(store: FeatureStore, table: FeatureTable) -> FeatureView:
+def registered_view(store: FeatureStore, table: FeatureTable) -> FeatureView:
+    """The view of a feature table as it was applied.
+
+    Raises:
+        ConfigError: it was not, or the contract has changed since.
+    """
     from feast.errors import FeatureViewNotFoundException
 
     from feedworks.contracts.fields import field_of
@@ -102,7 +107,7 @@ def _write_view(
     store: FeatureStore, view: FeatureView, table: FeatureTable, start: datetime, end: datetime
 ) -> int:
     rows = _latest(store, view, table, start, end)
-    write = _writer(store, view, table)
+    write = row_writer(store, view, table)
     with Progress(f"writing {table.name}", total=rows.num_rows) as shown:
         for batch in rows.to_batches(max_chunksize=BATCH_ROWS):
             try:
@@ -140,7 +145,9 @@ def _latest(
     return found.select(table.schema.names).cast(table.schema)
 
 
-def _writer(store: FeatureStore, view: FeatureView, table: FeatureTable) -> Callable[[pa.RecordBatch], None]:
+def row_writer(
+    store: FeatureStore, view: FeatureView, table: FeatureTable
+) -> Callable[[pa.RecordBatch], None]:
     """Writes a batch: as Arrow where the store takes it so, else as Feast's messages."""
     provider: Any = store._get_provider()
     write_table = getattr(provider.online_store, "write_table", None)

@@ -109,8 +109,14 @@ def write_rows(
     Returns:
         How many were written.
     """
+    return write_newer(client, entity_keys(project, layout, np.asarray(keys, dtype=np.int64)), rows)
+
+
+def entity_keys(project: str, layout: RowLayout, key_N: npt.NDArray[np.int64]) -> list[bytes]:
+    """Keys of the rows of entities `(N,)` with one int64 join key."""
     prefix = key_prefix(project, layout) + entity_prefix(layout.entity)
-    return write_newer(client, [prefix + struct.pack("<q", key) for key in keys], rows)
+    ids = key_N.astype("<i8").tobytes()
+    return [prefix + ids[i : i + 8] for i in range(0, len(ids), 8)]
 
 
 def write_newer(client: redis.Redis, keys: Sequence[bytes], rows: Sequence[bytes], expire_s: int = 0) -> int:

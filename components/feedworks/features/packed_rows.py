@@ -175,7 +175,7 @@ class RowLayout:
             usable = records["event_us"] >= not_before_us
             if not usable.all():
                 at, records = at[usable], records[usable]
-                kept = [row for row, use in zip(kept, usable, strict=True) if use]
+                kept = [row for row, use in zip(kept, usable, strict=False) if use]
         return Block(time_us, *self._columns(len(rows), at, records, kept))
 
     def decode_rows(self, rows: Sequence[bytes | None]) -> list[tuple[int, list[Any]] | None]:
@@ -199,8 +199,14 @@ class RowLayout:
         return found
 
     def _records(self, rows: Sequence[bytes | None]) -> tuple[Ints, npt.NDArray[Any], list[bytes]]:
-        """Where there is a row of this version, its fixed part, and the row itself."""
+        """Where there is a row of this version, its fixed part, and the row itself if lengths vary."""
         size = self.dtype.itemsize
+        if not self.variable and None not in rows:
+            joined = b"".join(rows)  # type: ignore[arg-type]
+            if len(joined) == size * len(rows):
+                found = np.frombuffer(joined, dtype=self.dtype)
+                if (found["version"] == self.version).all():
+                    return np.arange(len(rows)), found, []
         whole = [(i, row) for i, row in enumerate(rows) if row is not None and len(row) >= size]
         if not self.variable:
             whole = [(i, row) for i, row in whole if len(row) == size]

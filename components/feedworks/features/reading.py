@@ -86,8 +86,7 @@ def open_source(url: str, schema: ServiceSchema, *, timeout_s: float = 0.25) -> 
     """
     parts = urlsplit(url)
     if parts.scheme in ("packed+redis", "packed+rediss"):
-        project = parse_qs(parts.query).get("project", [PROJECT])[0]
-        address = parts._replace(scheme=parts.scheme.removeprefix("packed+"), query="").geturl()
+        address, project = packed_address(url)
         return PackedSource(address, schema, project, timeout_s=timeout_s)
     if parts.scheme == "feast":
         from feedworks.features.feast_source import FeastSource
@@ -96,6 +95,13 @@ def open_source(url: str, schema: ServiceSchema, *, timeout_s: float = 0.25) -> 
     raise ConfigError(
         f"feature source {url!r}: expected packed+redis://HOST:PORT/DB?project=NAME or feast:///FOLDER"
     )
+
+
+def packed_address(url: str) -> tuple[str, str]:
+    """The address of Redis, and the project, of `packed+redis://HOST:PORT/DB?project=NAME`."""
+    parts = urlsplit(url)
+    project = parse_qs(parts.query).get("project", [PROJECT])[0]
+    return parts._replace(scheme=parts.scheme.removeprefix("packed+"), query="").geturl(), project
 
 
 class PackedSource:
