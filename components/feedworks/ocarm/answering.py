@@ -5,9 +5,10 @@ Features come with the request or from a store. Every answer says what it rests 
     source      `model`, or `base_rate`: the mean of the training labels, where nothing is known of a user
     degraded    whether the model saw less than it could have
     reasons     `<view>:missing` no row; `<view>:stale` older than its ttl; `<view>:ahead` newer than the bid;
-                `store:slow` not within the deadline; `store:down` it failed; `store:off` it failed before and
-                is not asked for a second; `store:wrong` it answered something else; `store:none` there is
-                none; `model:failed` no finite answer
+                `<view>:incomplete` without a value that its contract demands; `store:slow` not within the
+                deadline; `store:down` it failed; `store:off` it failed before and is not asked for a second;
+                `store:wrong` it answered something else; `store:none` there is none; `model:failed` no finite
+                answer; `model:slow` none in time
     views       state and age of each view
 
 Shape legend: N users, H horizons.
@@ -15,6 +16,7 @@ Shape legend: N users, H horizons.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from feedworks.features.reading import FeatureSource
 
 MAX_BATCH = 32
+# A request of 256 users takes a tenth of a second; who waits longer waits for a model that is overrun.
+MODEL_WITHIN_S = 5.0
 DEADLINE_S = 0.05
 PAUSE_S = 1.0
 
@@ -114,17 +118,24 @@ class Answering:
         """
         now_us = time.time_ns() // 1000 if now_us is None else now_us
         bid_us_N = np.array([now_us if u.bid_time is None else u.bid_time for u in users], np.int64)
-        known, trouble = await self._known(users, bid_us_N)
+        known, store = await self._known(users, bid_us_N)
         usable_N = known.usable
         p_NH = np.tile(self.predictor.base_rate_H, (len(users), 1))
+        good_N, model = usable_N, ""
         if usable_N.any():
             # All rows go, so that no column has to be cut; what nothing is known of costs the model little.
-            answered_NH = await self._asked({**_of_request(users, bid_us_N), **known.columns})
+            answered_NH, model = await self._asked({**_of_request(users, bid_us_N), **known.columns})
             good_N = usable_N & np.isfinite(answered_NH).all(axis=1)
             p_NH[good_N] = answered_NH[good_N]
-        else:
-            good_N = usable_N
-        return [self._answer(i, user, p_NH[i], known, trouble, good_N) for i, user in enumerate(users)]
+        found = []
+        for place, user in enumerate(users):
+            views, reasons = self._views(known, place)
+            if store and user.features is None:
+                reasons.append(store)
+            if usable_N[place] and not good_N[place]:
+                reasons.append(model or "model:failed")
+            found.append(self._answer(user.user_id, p_NH[place], bool(good_N[place]), reasons, views))
+        return found
 
     async def close(self) -> None:
         """End the model's thread and the store's connections."""
@@ -165,30 +176,27 @@ class Answering:
                 put_given(known, self.predictor.schema, place, dict(user.features))
         return known
 
-    async def _asked(self, columns: Columns) -> Probabilities:
-        """`(N, H)` from the model, NaN where it broke down."""
+    async def _asked(self, columns: Columns) -> tuple[Probabilities, str]:
+        """`(N, H)` from the model and "", or NaN and why there is no answer."""
+        nothing = np.full((len(columns["user_id"]), len(self.predictor.base_rate_H)), np.nan)
         try:
-            return await self._batcher.submit(columns)
+            async with asyncio.timeout(MODEL_WITHIN_S):
+                return await self._batcher.submit(columns), ""
         except OverloadedError:
             raise
+        except TimeoutError:
+            return nothing, "model:slow"
         except Exception:  # whatever a model may raise, a bid must not wait for it
             _log.exception("the model broke down; the answer is the base rate")
-            return np.full((len(columns["user_id"]), len(self.predictor.base_rate_H)), np.nan)
+            return nothing, "model:failed"
 
     def _predict(self, parts: Sequence[Columns]) -> list[Probabilities]:
         counts = [len(part["user_id"]) for part in parts]
         p_BH = self.predictor.predict(join(parts))
         return np.split(p_BH, np.cumsum(counts)[:-1])
 
-    def _answer(
-        self,
-        place: int,
-        user: User,
-        p_H: Probabilities,
-        known: Known,
-        trouble: str,
-        good_N: npt.NDArray[np.bool_],
-    ) -> Answer:
+    def _views(self, known: Known, place: int) -> tuple[dict[str, ViewState], list[str]]:
+        """The views of one user, and what is wrong with them."""
         views, reasons = {}, []
         for name, state_N in known.state.items():
             state, age_s = int(state_N[place]), float(known.age_s[name][place])
@@ -197,20 +205,21 @@ class Answering:
                 reasons.append(f"{name}:{STATES[state]}")
             if views[name].age_s is not None:
                 self.counters.age_s.labels(name).observe(age_s)
-        if trouble and user.features is None:
-            reasons.append(trouble)
-        if known.usable[place] and not good_N[place]:
-            reasons.append("model:failed")
+        return views, reasons
+
+    def _answer(
+        self,
+        user_id: int,
+        p_H: Probabilities,
+        by_model: bool,
+        reasons: list[str],
+        views: dict[str, ViewState],
+    ) -> Answer:
         for reason in reasons:
             self.counters.degraded.labels(reason).inc()
-        return Answer(
-            user.user_id,
-            dict(zip(self.predictor.horizons, p_H.tolist(), strict=True)),
-            "model" if good_N[place] else "base_rate",
-            bool(reasons),
-            reasons,
-            views,
-        )
+        probability = dict(zip(self.predictor.horizons, p_H.tolist(), strict=True))
+        source: Literal["model", "base_rate"] = "model" if by_model else "base_rate"
+        return Answer(user_id, probability, source, bool(reasons), reasons, views)
 
 
 def _of_request(users: Sequence[User], bid_us_N: Ints) -> Columns:

@@ -9,19 +9,22 @@ Shape legend: N users.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from feedworks.contracts.features import FEATURE_TABLES
 from feedworks.features.schema import ServiceSchema, ViewSchema
 
 if TYPE_CHECKING:
     from feedworks.features.reading import OnlineRows
 
 # The states of a view; the first three are those of `feedworks.features.reading`.
-FRESH, STALE, MISSING, AHEAD, GIVEN, UNREAD = range(6)
-STATES = ("fresh", "stale", "missing", "ahead", "given", "unread")
+FRESH, STALE, MISSING, AHEAD, GIVEN, INCOMPLETE, UNREAD = range(7)
+STATES = ("fresh", "stale", "missing", "ahead", "given", "incomplete", "unread")
+USABLE = (FRESH, GIVEN, INCOMPLETE)
 # Clocks of the pushers and of this machine differ by less.
 CLOCKS_US = 60_000_000
 
@@ -46,9 +49,8 @@ class Known(NamedTuple):
     @property
     def usable(self) -> npt.NDArray[np.bool_]:
         """(N,) whether anything is known of a user."""
-        is_usable = [(state == FRESH) | (state == GIVEN) for state in self.state.values()]
-        usable: npt.NDArray[np.bool_] = np.any(is_usable, axis=0)
-        return usable
+        states_VN = np.array(list(self.state.values()))
+        return np.asarray(np.isin(states_VN, USABLE).any(axis=0))
 
 
 def unknown(schema: ServiceSchema, num_users: int) -> Known:
@@ -70,7 +72,8 @@ def put_rows(
     """Put in what the store holds about some users, as of their bids.
 
     The store is read as of the earliest bid of a request, so that here nothing is null that a later bid may
-    use; a row that is too old for a bid, or newer than a bid in the past, is left out.
+    use; a row that is too old for a bid, or newer than a bid in the past, is left out. A row without a value
+    that its contract demands is used and called incomplete.
 
     Args:
         known: filled in place.
@@ -83,13 +86,16 @@ def put_rows(
         time_us = rows.time_us[view.name]
         state = np.where(rows.status[view.name] == MISSING, MISSING, _state(view, time_us, bid_us_N))
         state[(rows.status[view.name] == STALE) & (state == FRESH)] = STALE
+        is_fresh = state == FRESH
+        for name in required(view):
+            state[is_fresh & rows.null[name]] = INCOMPLETE
         known.state[view.name][at_N] = state
         known.age_s[view.name][at_N] = np.where(state == MISSING, np.nan, (bid_us_N - time_us) / 1e6)
-        _put_values(known, view, at_N, rows, state == FRESH)
+        _put_values(known, view, at_N, rows, is_fresh)
 
 
 def put_given(known: Known, schema: ServiceSchema, at: int, features: Mapping[str, Any]) -> None:
-    """Put in the features that came with a user; a view of which none came is missing.
+    """Put in the features that came with a user; a view of which none came is missing, or some incomplete.
 
     Args:
         known: filled in place.
@@ -99,8 +105,11 @@ def put_given(known: Known, schema: ServiceSchema, at: int, features: Mapping[st
     """
     for view in schema.views:
         values = {each.name: features.get(each.name) for each in view.features}
-        is_there = any(value is not None for value in values.values())
-        known.state[view.name][at] = GIVEN if is_there else MISSING
+        if all(value is None for value in values.values()):
+            known.state[view.name][at] = MISSING
+            continue
+        lacking = any(values[name] is None for name in required(view))
+        known.state[view.name][at] = INCOMPLETE if lacking else GIVEN
         for each in view.features:
             value = values[each.name]
             if value is not None:
@@ -120,6 +129,13 @@ def join(parts: Sequence[Columns]) -> Columns:
     }
 
 
+@lru_cache
+def required(view: ViewSchema) -> tuple[str, ...]:
+    """The columns of a view that its contract does not allow to be null."""
+    columns = {c.name: c for table in FEATURE_TABLES if table.name == view.name for c in table.features}
+    return tuple(f.name for f in view.features if f.name in columns and not columns[f.name].nullable)
+
+
 def _state(view: ViewSchema, time_us: Array, bid_us_N: Array) -> npt.NDArray[np.uint8]:
     age_us = bid_us_N - time_us
     state = np.where(age_us > view.ttl_s * 1_000_000, STALE, FRESH)
@@ -134,4 +150,4 @@ def _put_values(known: Known, view: ViewSchema, at_N: Array, rows: OnlineRows, f
             for place, source in zip(places.tolist(), sources.tolist(), strict=True):
                 column[place] = values[source]
         else:
-            column[places] = np.asarray(values)[sources]
+            column[places] = np.where(rows.null[each.name], np.nan, np.asarray(values, np.float64))[sources]

@@ -42,7 +42,7 @@ FEATURES_OPEN = "FEEDWORKS_FEATURE_STORE_OPEN"
 FEATURES_DEADLINE = "FEEDWORKS_FEATURE_DEADLINE_MS"
 OPEN_SOURCE = "feedworks.features.reading:open_source"
 DEADLINES_MS = (1, 1000)
-MAX_BODY_BYTES = 8 << 20
+MAX_BODY_BYTES = 4 << 20
 TIMEOUT_S = 30
 NUM_WORKERS = int(os.environ.get("FEEDWORKS_WORKERS", "1"))
 NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
@@ -51,7 +51,7 @@ NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
 class View(BaseModel):
     """The features of one view of one user."""
 
-    state: Literal["fresh", "stale", "missing", "ahead", "given", "unread"]
+    state: Literal["fresh", "stale", "missing", "ahead", "given", "incomplete", "unread"]
     age_s: float | None = Field(description="seconds between the stored row and the bid")
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
+from feedworks.ocarm import answering
 from feedworks.ocarm.answering import Answer, Answering
 from feedworks.ocarm.predictor import Predictor
 from feedworks.ocarm.request import User, query_type
@@ -60,11 +61,13 @@ def ask(predictor: Predictor, source: served.MemorySource | None, *users: User) 
     return run(predictor, source, lambda answering: answering.answer(users))
 
 
-def expected(predictor: Predictor, user_id: int, without: tuple[str, ...] = ()) -> dict[str, float]:
-    """What the model says with the rows of a user, but for some views."""
+def expected(
+    predictor: Predictor, user_id: int, without: Sequence[str] = (), columns: Sequence[str] = ()
+) -> dict[str, float]:
+    """What the model says with the rows of a user, but for some views and columns."""
     row = {view: values for view, values in ROWS[user_id].items() if view not in without}
     features = {
-        each.name: [row.get(view.name, {}).get(each.name)]
+        each.name: [None if each.name in columns else row.get(view.name, {}).get(each.name)]
         for view in served.SCHEMA.views
         for each in view.features
     }
@@ -111,6 +114,29 @@ def test_a_missing_view_is_told_and_the_model_answers_with_the_rest(predictor, g
         assert answer.reasons == [f"{view}:missing" for view in gone]
         assert answer.probability == pytest.approx(expected(predictor, 102, gone), abs=1e-6)
         assert all(answer.views[view] == ("missing", None) for view in gone)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("column", ["num_events_7d", "return_surface", "history_item"])
+def test_a_missing_feature_is_told_and_read_as_missing(predictor, given, column):
+    view = AD if column == "return_surface" else AGGREGATES
+    gone = ["return_surface", "return_idle_h", "return_time"] if view == AD else [column]
+    if column == "history_item":
+        gone = [name for name in ROWS[102][view] if name.startswith("history_")]
+    row = {name: value for name, value in ROWS[102][view].items() if name not in gone}
+    rows = {102: ROWS[102] | {view: row}}
+    more = {"features": served.as_json(rows[102])} if given else {}
+    (answer,) = ask(predictor, served.MemorySource(rows, ROW_US), user(102, **more))
+    assert (answer.source, answer.degraded, answer.reasons) == ("model", True, [f"{view}:incomplete"])
+    assert answer.views[view] == ("incomplete", None if given else 3600.0)
+    assert answer.probability == pytest.approx(expected(predictor, 102, columns=gone), abs=1e-6)
+
+
+def test_what_may_be_null_is_no_loss_and_no_zero(predictor):
+    row = {name: value for name, value in ROWS[102][PROFILE].items() if name != "tenure_days"}
+    (answer,) = ask(predictor, served.MemorySource({102: ROWS[102] | {PROFILE: row}}, ROW_US), user(102))
+    assert answer.reasons == []
+    assert answer.probability == pytest.approx(expected(predictor, 102, columns=["tenure_days"]), abs=1e-6)
 
 
 def test_each_bid_has_its_own_time(predictor, source):
@@ -211,6 +237,19 @@ def test_a_model_that_breaks_down_is_told_and_logged(predictor, monkeypatch, cap
     (answer,) = ask(predictor, None, user(1, features=served.as_json(ROWS[100])))
     assert (answer.source, answer.degraded, answer.reasons) == ("base_rate", True, ["model:failed"])
     assert "out of memory" in caplog.text
+
+
+def test_a_model_that_is_overrun_is_told(predictor, monkeypatch):
+    monkeypatch.setattr(answering, "MODEL_WITHIN_S", 0.05)
+    predict = predictor.predict
+
+    def slow(columns: Any) -> Any:
+        time.sleep(0.2)
+        return predict(columns)
+
+    monkeypatch.setattr(predictor, "predict", slow)
+    (answer,) = ask(predictor, None, user(1, features=served.as_json(ROWS[100])))
+    assert (answer.source, answer.reasons) == ("base_rate", ["model:slow"])
 
 
 def test_an_answer_that_is_no_number_is_told(predictor, monkeypatch):
