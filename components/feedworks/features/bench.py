@@ -26,6 +26,7 @@ import pyarrow as pa
 from feedworks.contracts.features import FeatureTable, feature_table
 from feedworks.contracts.fields import entity_of, source_of, view_of
 from feedworks.contracts.tables import Column
+from feedworks.features.bench_writes import materialize, replay
 from feedworks.features.local_redis import running_redis
 from feedworks.features.reading import PackedSource
 from feedworks.features.schema import ServiceSchema, ViewSchema
@@ -222,6 +223,9 @@ def _ingest(store: FeatureStore, table: FeatureTable, rows: pa.Table, label: str
     for batch in progress(rows.to_batches(max_chunksize=5000), label=f"writing {label}"):
         provider.online_write_batch(store.config, view, _convert_arrow_to_proto(batch, view, keys), None)
 
+
+main.add_command(materialize)
+main.add_command(replay)
 
 if __name__ == "__main__":
     main()
