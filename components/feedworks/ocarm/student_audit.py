@@ -29,7 +29,7 @@ from feedworks.features.schema import FEATURES_FILE, ServiceSchema, training_onl
 from feedworks.ocarm.data import Content, ItemTable, Observable, observables
 from feedworks.ocarm.model import Student
 from feedworks.ocarm.packaging import teacher_names
-from feedworks.ocarm.predictor import load_student
+from feedworks.ocarm.predictor import load_student, read_architecture
 from feedworks.ocarm.priors import OBSERVABLES
 from feedworks.reports.html import Report
 from feedworks.storage import write_json
@@ -136,8 +136,6 @@ def check_names(student: Path, tensors: Mapping[str, Tensor]) -> Check:
 
 def teacher_only(teacher: Path, student: Path) -> set[str]:
     """Names in the teacher's checkpoint that a student lacks."""
-    from feedworks.ocarm.predictor import read_architecture
-
     return teacher_names(read_architecture(student)) & load_tensors(teacher).keys()
 
 
