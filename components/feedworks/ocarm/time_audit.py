@@ -85,10 +85,7 @@ class Audit(NamedTuple):
         state = "in order" if self.passed else "OUT OF ORDER"
         mode = "labels overlap the content window, as samples.overlap asks" if self.overlap else "no overlap"
         page = Report("Times of the samples", f"{state}; {self.num_rows:,} samples; {mode}")
-        rows = [
-            (c.rule, c.num_rows, c.num_failed, "passed" if not c.num_failed else "; ".join(c.examples))
-            for c in self.checks
-        ]
+        rows = [(c.rule, c.num_rows, c.num_failed, _result(c)) for c in self.checks]
         note = "Every rule is held against every row; a row is asked where it has the value."
         page.add_table("Rules", ("rule", "rows asked", "rows that break it", "result"), rows, note)
         page.write(folder / REPORT)
@@ -168,10 +165,11 @@ def _audit_windows(rules: _Rules, table: pa.Table, cfg: SamplesConfig) -> None:
     bid_N, start_N, end_N, label_N = (_micros(table[name]) for name in names)
     rules.add("bid_time < content_start", bid_N < start_N)
     rules.add(
-        f"content_end = content_start + {cfg.content_days} days", end_N == start_N + cfg.content_days * DAY_US
+        f"content_end = content_start + {cfg.content_days} x 24 h",
+        end_N == start_N + cfg.content_days * DAY_US,
     )
     if cfg.overlap:
-        rules.add("label_start = content_start + 1 day (overlap)", label_N == start_N + DAY_US)
+        rules.add("label_start = content_start + 24 h (overlap)", label_N == start_N + DAY_US)
     else:
         rules.add("content_end <= label_start", end_N <= label_N)
     split_N = table["split"].to_numpy(zero_copy_only=False)
@@ -207,7 +205,7 @@ def _audit_labels(rules: _Rules, table: pa.Table, cfg: SamplesConfig) -> None:
         inside_N = np.isfinite(label_N) & (label_N >= 0) & (label_N <= 1)
         whole_N = np.abs(label_N * days - np.round(label_N * days)) < 1e-3
         rules.add(
-            f"{name} is a share of {days} days, in [0, 1]",
+            f"{name} in [0, 1], in steps of 1/{days}",
             inside_N & whole_N,
             ~null_N,
             lambda row, label_N=label_N: f"{label_N[row]:g}",  # type: ignore[misc]
@@ -237,6 +235,12 @@ def _audit_content(rules: _Rules, table: pa.Table, content: pa.Table) -> None:
         found_N & ~np.isnan(high_N),
         lambda row: f"content_time {_utc(high_N[row])}, content_end {_utc(end_N[row])}",
     )
+
+
+def _result(check: AuditCheck) -> str:
+    if check.num_failed:
+        return "; ".join(check.examples)
+    return "passed" if check.num_rows else "no row has it"
 
 
 def _observable_times() -> Iterator[str]:

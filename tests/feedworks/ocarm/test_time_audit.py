@@ -101,6 +101,9 @@ def test_what_the_steps_make_is_in_order(made, tmp_path):
     page = (tmp_path / "times.html").read_text()
     assert "in order" in page
     assert "OUT OF ORDER" not in page
+    # Nobody asked for 30 days, so that nothing was proven of them.
+    assert rules["lt30 in [0, 1], in steps of 1/30"].num_rows == 0
+    assert page.count("no row has it") == 1
     assert "history_time &lt;= bid_time" in page
 
 
@@ -137,15 +140,15 @@ def folders(folder):
     ("name", "column", "change", "rule"),
     [
         ("observables", "bid_time", moved(1_000_000), "bid_time < content_start"),
-        ("observables", "content_end", moved(-1), "content_end = content_start + 1 days"),
+        ("observables", "content_end", moved(-1), "content_end = content_start + 1 x 24 h"),
         ("observables", "content_end", moved(1), "content_end <= label_start"),
         ("observables", "label_start", moved(-1), "content_end <= label_start"),
         ("observables", "sample_id", put(8), "samples have a number of their own and all their times"),
         ("observables", "content_start", put(None), "samples have a number of their own and all their times"),
-        ("observables", "lt7", put(1.5), "lt7 is a share of 7 days, in [0, 1]"),
-        ("observables", "lt7", put(-0.5), "lt7 is a share of 7 days, in [0, 1]"),
-        ("observables", "lt7", put(float("nan")), "lt7 is a share of 7 days, in [0, 1]"),
-        ("observables", "lt7", put(0.5), "lt7 is a share of 7 days, in [0, 1]"),
+        ("observables", "lt7", put(1.5), "lt7 in [0, 1], in steps of 1/7"),
+        ("observables", "lt7", put(-0.5), "lt7 in [0, 1], in steps of 1/7"),
+        ("observables", "lt7", put(float("nan")), "lt7 in [0, 1], in steps of 1/7"),
+        ("observables", "lt7", put(0.5), "lt7 in [0, 1], in steps of 1/7"),
         ("observables", "lt1", put(None), "lt1 is there"),
         ("observables", "split", put("training"), "split is train, valid or test"),
         ("observables", "split", put("train", row=-1), "bid_time of train and valid < that of test"),
