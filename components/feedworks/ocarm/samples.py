@@ -170,8 +170,9 @@ def _split(found: pa.Table, cfg: SamplesConfig) -> tuple[pa.Table, int]:
     if lacking:
         hint = " or set samples.embargo=false" if cfg.embargo else ""
         raise DataError(
-            f"{len(bid_R):,} samples, {int(kept_R.sum()):,} of them with labels in time, give no "
-            f"{lacking[0]} split; bring a longer log or more users{hint}"
+            f"of {len(bid_R):,} samples {int((bid_R >= test_us).sum()):,} are in the test period and "
+            f"{int(known_R.sum()):,} before it with labels known by then: no {lacking[0]} split; bring a "
+            f"longer log or more users{hint}"
         )
     rows = found.append_column("split", pa.array(split_R)).filter(pa.array(kept_R))
     return rows.append_column("sample_id", pa.array(np.arange(len(rows)))), int((~kept_R).sum())
