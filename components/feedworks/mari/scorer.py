@@ -9,7 +9,6 @@ Shape legend: B candidates of all requests, B_r those of one, R requests, T outp
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from torch.utils import _pytree as pytree
 
 from feedworks.errors import FeedworksError, ModelError
 from feedworks.mari.request import Array
-from feedworks.mari.schema import PACKAGE_FILE, SIDES_FILE, TWIN_FOLDER, ModelInput, RankerSchema
-from feedworks.storage import read_json
+from feedworks.mari.schema import SIDES_FILE, TWIN_FOLDER, ModelInput, RankerSchema
+from feedworks.serving.package import check_seal
 
 # A call of 16 requests of 100 candidates takes no longer per row than one of 8 or of 64.
 MAX_ROWS = 2048
@@ -188,18 +187,5 @@ def check_package(folder: Path) -> tuple[str, bool]:
     Raises:
         ModelError: the folder or a file is missing, or a file is another.
     """
-    if not (folder / PACKAGE_FILE).is_file():
-        raise ModelError(f"{folder} is no packaged model: it has no {PACKAGE_FILE}")
-    try:
-        facts = read_json(folder / PACKAGE_FILE)
-        tag, files = str(facts["tag"]), dict(facts["files"])
-        merge = facts.get("merge_requests") is True
-    except (FeedworksError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder / PACKAGE_FILE} is damaged ({error}); package the model again") from None
-    for name, digest in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise ModelError(f"{path} is missing; package the model again")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise ModelError(f"{path} is not the file that was packaged; package the model again")
-    return tag, merge
+    facts = check_seal(folder)
+    return facts["tag"], facts.get("merge_requests") is True

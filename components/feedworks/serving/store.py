@@ -11,10 +11,9 @@ from pathlib import Path
 import click
 
 from feedworks.errors import DataError, FeedworksError, ModelError
+from feedworks.serving.package import PACKAGE_FILE
 from feedworks.storage import read_json
 from feedworks.training.checkpoint import load_extra
-
-PACKAGE_FILE = "package.json"
 
 
 def store_model(folder: Path) -> str:
