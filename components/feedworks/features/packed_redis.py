@@ -51,9 +51,14 @@ return written
 """
 
 
+def project_prefix(project: str) -> bytes:
+    """What the keys of all views of a project begin with."""
+    return f"fw:{project}:".encode()
+
+
 def view_prefix(project: str, view: str) -> bytes:
     """What the keys of all versions of a view begin with."""
-    return f"fw:{project}:{view}:".encode()
+    return project_prefix(project) + f"{view}:".encode()
 
 
 def key_prefix(project: str, layout: RowLayout) -> bytes:

@@ -39,6 +39,7 @@ from feedworks.features.packed_redis import (
     WRITE_NEWER,
     entity_keys,
     key_prefix,
+    project_prefix,
     scan_pattern,
     view_prefix,
     write_newer,
@@ -237,16 +238,18 @@ class PackedOnlineStore(OnlineStore):
         client = self._redis(config)
         for view in tables_to_delete:
             _delete(client, view_prefix(config.project, view.name))
-        for view in tables_to_keep:
-            current = key_prefix(config.project, self.layout(view))
-            pattern = scan_pattern(view_prefix(config.project, view.name))
-            keys = client.scan_iter(pattern, count=ROWS_PER_CALL)
-            old = (key for key in keys if not key.startswith(current))
-            for some in _chunks(old):
-                with client.pipeline(transaction=False) as pipe:
-                    for key in some:
-                        pipe.expire(key, config.online_store.old_version_seconds, nx=True)
-                    pipe.execute()
+        kept = {
+            view_prefix(config.project, view.name): key_prefix(config.project, self.layout(view))
+            for view in tables_to_keep
+        }
+        pattern = scan_pattern(project_prefix(config.project))
+        keys = client.scan_iter(pattern, count=ROWS_PER_CALL)
+        old = (key for key in keys if any(_is_old(key, *prefixes) for prefixes in kept.items()))
+        for some in _chunks(old):
+            with client.pipeline(transaction=False) as pipe:
+                for key in some:
+                    pipe.expire(key, config.online_store.old_version_seconds, nx=True)
+                pipe.execute()
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
         """Delete the rows of these views."""
@@ -324,6 +327,10 @@ def _name(entity: EntityKey) -> str:
 def _delete(client: redis.Redis, prefix: bytes) -> None:
     for some in _chunks(client.scan_iter(scan_pattern(prefix), count=ROWS_PER_CALL)):
         client.unlink(*some)
+
+
+def _is_old(key: bytes, of_view: bytes, of_version: bytes) -> bool:
+    return key.startswith(of_view) and not key.startswith(of_version)
 
 
 def _chunks(keys: Iterable[bytes]) -> Iterator[list[bytes]]:
