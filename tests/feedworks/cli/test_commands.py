@@ -23,7 +23,7 @@ def test_help_is_instant_and_names_every_command(feedworks: Command) -> None:
         result = feedworks("--help")
         times_s.append(time.perf_counter() - start_s)
     assert result.returncode == 0
-    commands = ["compile", "data", "demo", "list", "report", "run", "serve", "submit"]
+    commands = ["compile", "data", "demo", "features", "list", "report", "run", "serve", "submit"]
     assert [line.split()[0] for line in result.stdout.partition("Commands:\n")[2].splitlines()] == commands
     assert min(times_s) < 0.3
 
