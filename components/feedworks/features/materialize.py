@@ -19,7 +19,7 @@ from feedworks.errors import ConfigError, FeedworksError, StoreError
 from feedworks.features.feast_values import ATTRIBUTES
 from feedworks.features.repo import open_store
 from feedworks.features.schema import ViewSchema, type_name
-from feedworks.features.training_set import quiet_ibis
+from feedworks.features.training_set import quiet_stores
 from feedworks.features.validate import require_tables
 from feedworks.progress import Progress
 
@@ -61,7 +61,7 @@ def materialize(
         raise ConfigError(f"materialise from {start} to {end}: give two times with zones, the earlier first")
     tables = _served(views)
     done: dict[str, Materialised] = {}
-    with open_store(repo) as store:
+    with open_store(repo) as store, quiet_stores():
         registered = {table.name: registered_view(store, table) for table in tables}
         for table in tables:
             source: Any = registered[table.name].batch_source
@@ -130,18 +130,17 @@ def _latest(
     """The rows to write, in the contract's types."""
     provider: Any = store._get_provider()
     assert view.batch_source is not None
-    with quiet_ibis():
-        job = provider.offline_store.pull_latest_from_table_or_query(
-            config=store.config,
-            data_source=view.batch_source,
-            join_key_columns=[table.entity],
-            feature_name_columns=[column.name for column in table.features],
-            timestamp_field=table.event_time,
-            created_timestamp_column=None,
-            start_date=start.astimezone(UTC),
-            end_date=end.astimezone(UTC),
-        )
-        found: pa.Table = job.to_arrow()
+    job = provider.offline_store.pull_latest_from_table_or_query(
+        config=store.config,
+        data_source=view.batch_source,
+        join_key_columns=[table.entity],
+        feature_name_columns=[column.name for column in table.features],
+        timestamp_field=table.event_time,
+        created_timestamp_column=None,
+        start_date=start.astimezone(UTC),
+        end_date=end.astimezone(UTC),
+    )
+    found: pa.Table = job.to_arrow()
     return found.select(table.schema.names).cast(table.schema)
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from feedworks.contracts.fields import Offline
 from feedworks.errors import ConfigError, StoreError
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 STORE_FILE = "feature_store.yaml"
 STORE_VARIABLE = "FEAST_FS_YAML_FILE_PATH"
 TABLES_VARIABLE = "FEEDWORKS_FEATURES"
+# When a source was applied, in the text of Feast's message about it.
+_TIMES = re.compile(r"^( *)meta \{.*?^\1\}", flags=re.MULTILINE | re.DOTALL)
 
 
 def repository(path: Path | None = None) -> Path:
@@ -144,12 +145,11 @@ def apply(repo: Path, tables: Path | None = None) -> str:
         contents = read_definitions(repo)
     with open_store(repo) as store, contextlib.redirect_stdout(io.StringIO()), _inside(repo):
         store.registry.refresh(store.project)
-        diff: Any = diff_between(store.registry, store.project, contents)
-        changes: str = click.unstyle(diff.to_string()).strip()
+        changes = list(_changes(diff_between(store.registry, store.project, contents)))
         apply_total_with_repo_instance(
             store, store.project, store.registry, contents, skip_source_validation=True
         )
-    return changes
+    return "\n".join(changes) or "No changes to registry"
 
 
 @contextmanager
@@ -165,6 +165,27 @@ def _inside(repo: Path) -> Iterator[None]:
         _forget(repo)
         os.chdir(folder)
         sys.path[:], sys.dont_write_bytecode = path, write
+
+
+def _changes(diff: Any) -> Iterator[str]:
+    """A line for each object that is created, deleted or changed.
+
+    Feast compares what Spark reads together with the times at which it was applied, which always differ.
+    """
+    verbs = {"CREATE": "Created", "DELETE": "Deleted", "UPDATE": "Updated"}
+    for each in diff.feast_object_diffs:
+        kind, verb = each.feast_object_type.value, verbs.get(each.transition_type.name)
+        changed = [
+            pair.property_name
+            for pair in each.feast_object_property_diffs
+            if _TIMES.sub("", str(pair.val_existing)) != _TIMES.sub("", str(pair.val_declared))
+        ]
+        if verb is None or kind == "data source" or each.name.startswith("__"):
+            continue
+        if verb != "Updated":
+            yield f"{verb} {kind} {each.name}"
+        elif changed:
+            yield f"{verb} {kind} {each.name}: {', '.join(changed)}"
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def point_in_time(rows: pa.Table, time: str, folder: Path, tables: Iterable[Feat
     kept = tuple(tables)
     asked = _asked(rows, time, kept)
     references = [f"{table.name}:{column.name}" for table in kept for column in table.features]
-    with conforming(folder, kept) as files, temporary_store(files, kept) as store, quiet_ibis():
+    with conforming(folder, kept) as files, temporary_store(files, kept) as store, quiet_stores():
         if not rows.num_rows:
             return _schema(kept).empty_table()  # Feast asks an empty frame for its first time
         joined = store.get_historical_features(entity_df=asked, features=references).to_arrow()
@@ -134,10 +134,11 @@ def conforming(folder: Path, tables: Iterable[FeatureTable]) -> Iterator[Path]:
 
 
 @contextmanager
-def quiet_ibis() -> Iterator[None]:
-    """No warnings of ibis, on which Feast builds its DuckDB store, about its own use of DuckDB."""
+def quiet_stores() -> Iterator[None]:
+    """No warnings of Feast's stores about themselves: how ibis uses DuckDB, that Spark is experimental."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fetch_arrow_table", DeprecationWarning)
+        warnings.filterwarnings("ignore", "The spark .* experimental feature", RuntimeWarning)
         yield
 
 

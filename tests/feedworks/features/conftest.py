@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import shutil
@@ -116,6 +117,17 @@ def make_database(port: int) -> bool:
             return True
     except psycopg.OperationalError:
         return False
+
+
+@pytest.fixture
+def spark(repo: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The repository in its Spark form; what runs Spark does so in a process of its own."""
+    if importlib.util.find_spec("pyspark") is None:
+        pytest.skip("no pyspark; pip install 'feedworks[spark]'")
+    if shutil.which("java") is None:
+        pytest.skip("no java on the PATH; apt-get install openjdk-17-jre-headless")
+    monkeypatch.setenv("FEAST_FS_YAML_FILE_PATH", "spark.yaml")
+    return repo
 
 
 def copy_repository(folder: Path) -> Path:

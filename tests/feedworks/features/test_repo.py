@@ -50,8 +50,13 @@ def test_apply_says_what_changed_and_a_second_time_changes_nothing(repo: Path) -
     assert apply(repo) == "No changes to registry"
     file = repo / "items.py"
     file.write_text(file.read_text() + "author_profile.owner = 'nobody'\n")
-    assert apply(repo).splitlines()[0] == "Updated feature view author_profile"
+    assert apply(repo) == "Updated feature view author_profile: owner"
     assert apply(repo) == "No changes to registry"
+    file.unlink()
+    assert apply(repo).splitlines() == [
+        "Deleted feature view item_profile",
+        "Deleted feature view author_profile",
+    ]
 
 
 def test_apply_leaves_the_process_as_it_was(repo: Path) -> None:
