@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import redis
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -264,6 +267,28 @@ def test_a_store_that_dies_and_comes_back(client: httpx.Client, store: LocalRedi
     back_s = time.perf_counter()
     assert ask(client, GOOD)[0]["degraded"]  # it comes back empty
     online.load(store.url, ROWS, ROW_US)
+    while ask(client, GOOD)[0]["degraded"]:
+        assert time.perf_counter() - back_s < 5
+        time.sleep(0.02)
+
+
+def test_a_store_that_hangs(client: httpx.Client, store: LocalRedis) -> None:
+    """Stopped, not gone: connections stay open and nobody answers."""
+    with redis.Redis.from_url(store.url) as connection:
+        process = connection.info("server")["process_id"]
+    os.kill(process, signal.SIGSTOP)
+    try:
+        found = []
+        for _ in range(10):
+            start_s = time.perf_counter()
+            (answer,) = ask(client, GOOD)
+            assert time.perf_counter() - start_s < DEADLINE_MS / 1e3 + 0.3
+            assert answer["source"] == "base_rate"
+            found += answer["reasons"]
+        assert set(found) == {"store:slow", "store:off"}
+    finally:
+        os.kill(process, signal.SIGCONT)
+    back_s = time.perf_counter()
     while ask(client, GOOD)[0]["degraded"]:
         assert time.perf_counter() - back_s < 5
         time.sleep(0.02)
