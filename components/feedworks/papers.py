@@ -34,7 +34,7 @@ class Paper(NamedTuple):
     service: str
     shown: tuple[Shown, ...]
     package: str = "config.json"
-    data: Literal["interactions", "ranking"] = "interactions"
+    data: Literal["interactions", "ranking", "retention"] = "interactions"
     takes_model: bool = False
 
     def part(self, module: str) -> ModuleType:
@@ -68,6 +68,22 @@ PAPERS: dict[str, Paper] = {
             package="package.json",
             data="ranking",
             takes_model=True,
+        ),
+        Paper(
+            name="ocarm",
+            title="Break the Inaccessible Boundary: Distilling Post-Conversion Content for User Retention "
+            "Modeling",
+            source="arXiv 2604.25839",
+            does="a teacher sees what users watch after they come back; its student foresees who stays "
+            "without it",
+            service="OcarmService",
+            shown=(
+                Shown("test", ("auc@", "gauc@", "log_loss@", "ece@"), best="max"),
+                Shown("gain", ("auc@",), best="max"),
+                Shown("recovered", ("share@",)),
+            ),
+            package="package.json",
+            data="retention",
         ),
     )
 }

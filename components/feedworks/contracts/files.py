@@ -94,6 +94,25 @@ def read_table(contract: Table, folder: Path, columns: Sequence[str] | None = No
         raise DataError(f"table {contract.name}: cannot read {path} ({reason}); write it again") from None
 
 
+def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads a parquet file that a step wrote, or only the named columns of it, in that order.
+
+    Raises:
+        DataError: The file is missing, is not readable as parquet, or lacks a column.
+    """
+    try:
+        # By path, see `read_table`.
+        with pq.ParquetFile(path) as file:
+            missing = sorted(set(columns or ()) - set(file.schema_arrow.names))
+            if missing:
+                raise DataError(f"{path} lacks columns {missing}; run the step that writes it again")
+            rows = file.read(columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"cannot read {path} ({reason}); run the step that writes it") from None
+    return rows.select(columns) if columns else rows
+
+
 def is_data_folder(folder: Path, kind: Kind = "interactions") -> bool:
     """Whether `folder` holds at least one file named like one of a data folder of this kind."""
     return any((folder / name).is_file() for name in FILES[kind])

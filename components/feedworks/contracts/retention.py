@@ -19,6 +19,8 @@ HORIZONS = (1, 7, 30)
 NUM_SURFACES = 16
 NUM_CATEGORIES = 512
 SPLITS = ("train", "valid", "test")
+# A training set: what models read at bid time with the samples, and apart from it what came after.
+OBSERVABLES_FILE, CONTENT_FILE = "observables.parquet", "content.parquet"
 
 
 def label_of(days: int) -> str:

@@ -5,6 +5,9 @@ Shapes: N rows, V distinct scores, S bootstrap samples, G groups.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -59,6 +62,72 @@ def auc_interval(
         samples_S[sample] = _auc_of_counts(*(np.bincount(rows, minlength=num_values) for rows in drawn))
     low, high = np.quantile(samples_S, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(auc(label, score), float(low), float(high))
+
+
+def weighted_aucs(label_N: npt.ArrayLike, score_N: npt.ArrayLike, weight_SN: npt.ArrayLike) -> FloatArray:
+    """AUC of rows that count as often as their weights say, for S sets of weights at once.
+
+    Whole weights give what `auc` gives of rows repeated so often.
+
+    Args:
+        label_N: 0 or 1.
+        score_N: any finite numbers.
+        weight_SN: not negative.
+
+    Returns:
+        (S,) numbers; NaN where a set gives one of the labels no weight.
+
+    Raises:
+        ValueError: as `auc`, or the weights are not (S, N).
+    """
+    label, score = _checked(label_N, score_N)
+    weight = np.asarray(weight_SN, dtype=np.float64)
+    if weight.ndim != 2 or weight.shape[1] != len(label):
+        raise ValueError(f"expected weights (S, {len(label)}), got {weight.shape}")
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(score[order]) > 0))
+    sorted_SN = weight[:, order]
+    positive_SV = np.add.reduceat(sorted_SN * label[order], starts, axis=1)
+    negative_SV = np.add.reduceat(sorted_SN * (1 - label[order]), starts, axis=1)
+    below_SV = np.cumsum(negative_SV, axis=1) - negative_SV
+    right_S = (positive_SV * (below_SV + negative_SV / 2)).sum(axis=1)
+    pairs_S = positive_SV.sum(axis=1) * negative_SV.sum(axis=1)
+    found: FloatArray = np.divide(right_S, pairs_S, out=np.full(len(weight), np.nan), where=pairs_S > 0)
+    return found
+
+
+class Bin(NamedTuple):
+    """Rows of similar prediction: their number, mean prediction and mean label."""
+
+    num_rows: int
+    predicted: float
+    observed: float
+
+
+def calibration(label_N: npt.ArrayLike, p_N: npt.ArrayLike, num_bins: int = 10) -> list[Bin]:
+    """Rows in order of prediction, cut into bins of almost equal size.
+
+    Args:
+        label_N: from 0 to 1; shares are allowed.
+        p_N: predictions from 0 to 1.
+        num_bins: at most as many as rows.
+
+    Raises:
+        ValueError: the shapes differ, a number is not from 0 to 1, or there are no rows.
+    """
+    label, p = np.asarray(label_N, dtype=np.float64), np.asarray(p_N, dtype=np.float64)
+    if label.ndim != 1 or label.shape != p.shape or not label.size:
+        raise ValueError(f"expected labels and predictions (N,), N > 0, got {label.shape} and {p.shape}")
+    if not all(((each >= 0) & (each <= 1)).all() for each in (label, p)):
+        raise ValueError("labels and predictions must lie between 0 and 1")
+    parts = np.array_split(np.argsort(p, kind="stable"), min(num_bins, len(p)))
+    return [Bin(len(rows), float(p[rows].mean()), float(label[rows].mean())) for rows in parts]
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Expected calibration error: mean distance of prediction and label over bins, weighted by rows."""
+    distances = [abs(each.predicted - each.observed) for each in bins]
+    return float(np.average(distances, weights=[each.num_rows for each in bins]))
 
 
 def log_loss(label_N: npt.ArrayLike, logit_N: npt.ArrayLike) -> float:

@@ -166,6 +166,18 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """Where features go online.
+
+    Attributes:
+        repo: folder of the feature repository whose store is filled; without it an embedded store is made in
+            the step's own output.
+    """
+
+    repo: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GateConfig:
     """When a run stops, and when its student may be packaged.
 
@@ -198,6 +210,7 @@ class OcarmConfig:
     distil: DistilConfig
     evaluation: EvaluationConfig
     gate: GateConfig
+    store: StoreConfig = StoreConfig()
 
     def __post_init__(self) -> None:
         at_least(0, "", seed=self.seed)

@@ -116,7 +116,7 @@ class Observable(NamedTuple):
         code_BC: codes of `CODES` moved up by one; 0 where missing.
         ad_item_B: row of the ad's item.
         history_code_BT3: row of the item, category and surface moved up by one; oldest first, padding right.
-        history_number_BT3: engagement, and logarithms of the hours until the request and until the latest event.
+        history_number_BT3: engagement, and logarithms of the hours until the request and the latest event.
         history_length_B: real events.
         return_code_BA1: surface moved up by one.
         return_number_BA2: logarithms of idle time before it and of its age, in hours.
