@@ -42,14 +42,21 @@ def list_data() -> None:
 )
 @click.option("--users", "num_users", type=click.IntRange(min=1), help="  [default: 2000, 300 or 1500]")
 @click.option("--items", "num_items", type=click.IntRange(min=10), help="  [default: 500, 200 or 1000]")
+@click.option(
+    "--noise",
+    type=click.Choice(["low", "middle", "high"]),
+    help="How hard the planted intent is to see; retention only.  [default: middle]",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def synth(out: Path, kind: Kind, num_users: int | None, num_items: int | None, seed: int) -> None:
+def synth(out: Path, kind: Kind, seed: int, **sizes: int | str | None) -> None:
     """Write seeded synthetic data with planted structure."""
     from feedworks.datasets.folder import WRITERS, build_data
+    from feedworks.errors import ConfigError
 
-    given = {"num_users": num_users, "num_items": num_items, "seed": seed}
-    sizes = {name: number for name, number in given.items() if number is not None}
-    build_data(out, partial(WRITERS[kind], **sizes))
+    if sizes["noise"] is not None and kind != "retention":
+        raise ConfigError(f"--noise is for --kind retention, not {kind}; leave it out")
+    given = {name: value for name, value in sizes.items() if value is not None}
+    build_data(out, partial(WRITERS[kind], seed=seed, **given))
     click.echo(f"wrote {out}; next: feedworks data validate {out}")
 
 

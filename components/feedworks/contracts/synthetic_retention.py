@@ -13,9 +13,13 @@ and c of its own. Of z one can see
 
 So a model that knows how z is put together learns the trail from fewer rows than one that has only the yes
 and no of the label: this is what distillation can win. What the trail does not say about z it cannot win,
-however it is trained: that part of the gap to a model that sees the content is lost for everybody.
-`planted_retention` gives both ends of it for each return: the probability given z, and given everything
-that can be seen before the return. `noise` sets how much one event of the trail says.
+however it is trained: that part of the gap to a model that sees the content is lost for everybody. The trail
+is made so long that this part is small, on purpose, and so hard to read that a few thousand labels do not
+suffice for it: real logs promise neither. `noise` sets how much one event of the trail says.
+
+`planted_retention` gives both ends for each return: the probability given z, and given everything that can be
+seen before the return. At the default size the first has AUC .742 (LT1) and .762 (LT7), the second .735 and
+.756 with low and middle noise, .725 and .746 with high noise; no model can do better but by luck.
 
 Nothing else says anything: items of the trail have random vectors, engagement, follows, fans, friends and
 tenure are drawn apart from all.

@@ -55,11 +55,13 @@ def test_synth_makes_ranking_data_too(feedworks: Command, tmp_path: Path) -> Non
 
 
 def test_synth_makes_retention_data_too(feedworks: Command, tmp_path: Path) -> None:
-    words = ["data", "synth", "--kind", "retention", "--users", "30", "--seed", "1", "--out", "data"]
+    words = ["data", "synth", "--kind", "retention", "--users", "30", "--noise", "high", "--out", "data"]
     assert feedworks(*words).stdout == "wrote data; next: feedworks data validate data\n"
     files = {path.name for path in (tmp_path / "data").iterdir()}
     assert files == {"events.parquet", "catalogue.parquet", "profiles.parquet"}
     assert feedworks("data", "validate", "data").returncode == 0
+    refused = feedworks("data", "synth", "--noise", "low", "--out", "other")
+    assert "--noise is for --kind retention, not interactions; leave it out" in refused.stderr
 
 
 def test_data_commands_replace_nothing_but_tables(feedworks: Command, tmp_path: Path) -> None:

@@ -87,14 +87,20 @@ def test_returns_follow_the_planted_probabilities(folder, planted):
         assert 0.78 > auc(came_N, p_N) > auc(came_N, seen_N) > 0.65
 
 
-def test_less_can_be_seen_beforehand_where_noise_is_high():
-    def told(noise):
-        planted = planted_retention(num_users=400, noise=noise)
-        logit_N, seen_N = (np.log(p / (1 - p)) for p in (planted.p_1_N, planted.seen_1_N))
-        return float(np.corrcoef(logit_N, seen_N)[0, 1] ** 2)
+def expected_auc(score_N, p_N):
+    """AUC that a score has on average over labels drawn with the probabilities `p_N`."""
+    p_N = p_N[np.argsort(score_N)]
+    below_N = np.cumsum(1 - p_N) - (1 - p_N) / 2
+    return float((p_N * below_N).sum() / (p_N.sum() * (1 - p_N).sum()))
 
-    low, middle, high = (told(noise) for noise in ("low", "middle", "high"))
-    assert 1 > low > middle > high > 0.2
+
+@pytest.mark.parametrize(("noise", "seen"), [("low", 0.74), ("middle", 0.738), ("high", 0.728)])
+def test_less_can_be_seen_beforehand_where_noise_is_high(noise, seen):
+    """The ceilings that the docstring names, here for fewer users."""
+    planted = planted_retention(num_users=400, noise=noise)
+    assert expected_auc(planted.p_1_N, planted.p_1_N) == pytest.approx(0.745, abs=0.003)
+    assert expected_auc(planted.p_7_N, planted.p_7_N) == pytest.approx(0.764, abs=0.003)
+    assert expected_auc(planted.seen_1_N, planted.p_1_N) == pytest.approx(seen, abs=0.003)
 
 
 @pytest.mark.parametrize(
