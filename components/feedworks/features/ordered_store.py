@@ -22,6 +22,8 @@ from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStor
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 
+from feedworks.errors import ConfigError
+
 # SQLite takes 32,766 parameters in a statement.
 KEYS_PER_QUERY = 10_000
 WAIT_MS = 10_000
@@ -103,6 +105,8 @@ class OrderedSqliteOnlineStore(SqliteOnlineStore):
 
 
 def _quoted(config: RepoConfig, table: FeatureView) -> str:
+    if not table.online:
+        raise ConfigError(f"view {table.name} is for training only; no online store holds it")
     name = compute_table_id(config.project, table, config.registry.enable_online_feature_view_versioning)
     return '"' + name.replace('"', '""') + '"'
 

@@ -32,7 +32,7 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel
 
-from feedworks.errors import DataError
+from feedworks.errors import ConfigError, DataError
 from feedworks.features.feast_values import layout_of_view, message_of, values_of
 from feedworks.features.packed_redis import (
     ROWS_PER_CALL,
@@ -257,7 +257,13 @@ class PackedOnlineStore(OnlineStore):
             _delete(self._redis(config), view_prefix(config.project, view.name))
 
     def layout(self, view: FeatureView) -> RowLayout:
-        """The packed layout of a view."""
+        """The packed layout of a view.
+
+        Raises:
+            ConfigError: the view is not served, `online=False`: its rows are neither written nor read.
+        """
+        if not view.online:
+            raise ConfigError(f"view {view.name} is for training only; no online store holds it")
         key = (view.name, tuple(view.join_keys), tuple((f.name, f.dtype) for f in view.features))
         if key not in self._layouts:
             self._layouts[key] = layout_of_view(view)

@@ -83,7 +83,9 @@ def open_source(url: str, schema: ServiceSchema, *, timeout_s: float = 0.25) -> 
 
     Raises:
         ConfigError: no such kind of address, or the source cannot serve the schema.
+        ModelError: the schema has columns that are known only after the decision.
     """
+    schema.require_servable()
     parts = urlsplit(url)
     if parts.scheme in ("packed+redis", "packed+rediss"):
         address, project = packed_address(url)

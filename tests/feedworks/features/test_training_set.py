@@ -104,7 +104,9 @@ def test_an_unknown_user_or_time_is_told(name: str, tmp_path: Path) -> None:
         point_in_time(rows, "at", tmp_path, [AD_CONTEXT])
 
 
-def test_a_missing_column_is_told(tmp_path: Path) -> None:
+def test_a_missing_table_and_a_missing_column_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"table ad_context: .*ad_context.parquet is missing"):
+        num_returns([1], [START], tmp_path)
     rows = table_of(AD_CONTEXT, [1], [START]).drop_columns(["num_returns"])
     pq.write_table(rows, AD_CONTEXT.path(tmp_path))
     with pytest.raises(DataError, match=r"lacks columns \['num_returns'\]"):
@@ -266,7 +268,6 @@ def test_a_relative_path_is_read_from_another_folder_by_each_store(
     source = define(Path("tables"), [AD_CONTEXT]).views["ad_context"].batch_source
     assert source.path == str(tmp_path / "tables" / "ad_context.parquet")
     (tmp_path / "elsewhere").mkdir()
-    found = []
     with temporary_store(Path("tables"), [AD_CONTEXT]) as store:
         monkeypatch.chdir(tmp_path / "elsewhere")
         asked = ask([1], [START]).to_pandas().rename(columns={"at": "event_timestamp"})
