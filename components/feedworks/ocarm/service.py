@@ -3,7 +3,7 @@
 The model is the folder in $FEEDWORKS_MODEL_DIR, else `ocarm:latest` of the BentoML model store. Features
 come with the request, or from the store at $FEEDWORKS_FEATURE_STORE, packed+redis://127.0.0.1:6379/0 for
 example, within $FEEDWORKS_FEATURE_DEADLINE_MS (50). $FEEDWORKS_FEATURE_STORE_OPEN opens it, a function
-`module:name` of the address and the model's schema: this service knows no feature store itself.
+`module:name` of the address, the model's schema and `timeout_s`: this service knows no feature store itself.
 $FEEDWORKS_WORKERS processes answer, each with $OMP_NUM_THREADS threads of torch; both default to 1.
 """
 
@@ -183,7 +183,7 @@ def open_features(schema: ServiceSchema) -> FeatureSource | None:
         schema: what the model reads.
 
     Raises:
-        ConfigError: nothing opens it.
+        ConfigError: nothing opens it, or the deadline is out of range.
     """
     address = os.environ.get(FEATURES, "")
     if not address:
@@ -193,7 +193,8 @@ def open_features(schema: ServiceSchema) -> FeatureSource | None:
         opener = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{FEATURES_OPEN}={module}:{name}: {error}; expected module:function") from None
-    source: FeatureSource = opener(address, schema)
+    # The service gives up first, and says that the store was slow.
+    source: FeatureSource = opener(address, schema, timeout_s=2 * deadline_s())
     return source
 
 
