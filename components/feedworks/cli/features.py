@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
-_TIME_HELP = "ISO 8601, as 2024-05-01 or 2024-05-01T12:00:00Z; without a zone it is UTC"
+TIME_HELP = "ISO 8601, as 2024-05-01 or 2024-05-01T12:00:00Z; without a zone it is UTC"
 
 
 class Time(click.ParamType[datetime]):
@@ -25,7 +25,7 @@ class Time(click.ParamType[datetime]):
         try:
             time = datetime.fromisoformat(value)
         except ValueError:
-            self.fail(f"{value!r} is no time; {_TIME_HELP}.", param, ctx)
+            self.fail(f"{value!r} is no time; {TIME_HELP}.", param, ctx)
         return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
@@ -88,7 +88,7 @@ def materialize(start: datetime, end: datetime, repo: Path | None, views: tuple[
 @features.command(short_help="Print what a model would read.")
 @click.argument("service")
 @click.argument("keys", type=int, nargs=-1, required=True)
-@click.option("--at", type=Time(), help=f"As of this time instead of now; {_TIME_HELP}.")
+@click.option("--at", type=Time(), help=f"As of this time instead of now; {TIME_HELP}.")
 @click.option("--source", help="Address of the store; `feast://` and the repository's path by default.")
 @repo_option
 def get(

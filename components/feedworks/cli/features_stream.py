@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from feedworks.cli.features import FOLDER, repo_option
+from feedworks.cli.features import FOLDER, TIME_HELP, Time, repo_option
 
 if TYPE_CHECKING:
     from feedworks.features.push import Sink
@@ -54,8 +55,11 @@ def push(
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="HTML file.")
 @click.option("--tables", type=FOLDER, help="Folder with the feature tables, whose entities are asked for.")
 @click.option("--from", "url", help=_STORE_HELP)
+@click.option("--at", type=Time(), help=f"As of this time instead of now; {TIME_HELP}.")
 @repo_option
-def freshness(service: str, out: Path, tables: Path | None, url: str | None, repo: Path | None) -> None:
+def freshness(
+    service: str, out: Path, tables: Path | None, url: str | None, at: datetime | None, repo: Path | None
+) -> None:
     """Write a report on the age of SERVICE's rows online."""
     from feedworks.features.freshness import report_on
     from feedworks.features.repo import repository, tables_folder
@@ -63,7 +67,8 @@ def freshness(service: str, out: Path, tables: Path | None, url: str | None, rep
 
     schema = ServiceSchema.of(service).require_servable()
     folder = tables or tables_folder(repository(repo))
-    for view in report_on(url or f"feast://{repository(repo)}", schema, folder, out):
+    now_us = None if at is None else int(at.timestamp()) * 1_000_000
+    for view in report_on(url or f"feast://{repository(repo)}", schema, folder, out, now_us):
         shares = f"{100 * view.stale_share:.1f} % stale, {100 * view.missing_share:.1f} % missing"
         click.echo(f"{view.view}: {view.num_rows} entities, {shares}")
     click.echo(f"report: {out.resolve()}")

@@ -45,21 +45,24 @@ class Freshness(NamedTuple):
     age_s: npt.NDArray[np.float64]
 
 
-def report_on(url: str, schema: ServiceSchema, tables: Path, path: Path) -> list[Freshness]:
-    """Measure and report the rows online of all entities that the feature tables know, as of now.
+def report_on(
+    url: str, schema: ServiceSchema, tables: Path, path: Path, now_us: int | None = None
+) -> list[Freshness]:
+    """Measure and report the rows online of all entities that the feature tables know.
 
     Args:
         url: address of the store, as `feedworks.features.reading.open_source` takes it.
         schema: what is read.
         tables: folder of feature tables; entities are taken from those of the schema's views.
         path: of the HTML file.
+        now_us: as of when, microseconds since 1970 UTC; now where None.
 
     Raises:
         DataError: none of the tables is there.
         StoreError: the store does not answer.
     """
     keys = entities(schema, tables)
-    now_us = time.time_ns() // 1000
+    now_us = time.time_ns() // 1000 if now_us is None else now_us
     found = asyncio.run(_measured(url, schema, keys, now_us))
     write_report(path, schema.service, found, now_us)
     return found

@@ -75,6 +75,8 @@ def test_the_freshness_report(address, tmp_path):
     rooms = len(rows["room_id"].unique())
     assert f"live_stream: {rooms} entities, 0.0 % stale, 0.0 % missing" in said
     assert "Freshness of live_stream_v1" in out.read_text()
+    later = ["--at", "2100-01-01", "--tables", tmp_path, "--from", address, "--out", out]
+    assert "100.0 % stale, 0.0 % missing" in run("freshness", LIVE_SERVICE, *later).stdout
     run("freshness", "ocarm_teacher_v1", "--out", out, raises=ModelError)
     run(
         "freshness",
