@@ -116,17 +116,18 @@ def test_the_same_as_feast_itself_writes(embedded: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "told"),
+    ("form", "column", "value", "told"),
     [
-        ("activity", 16, r"outside \[0, 15\]"),
-        ("tenure_days", float("nan"), "NaN"),
-        ("activity", "very", "no int64 but string"),
+        ("embedded", "activity", 16, r"outside \[0, 15\]"),
+        ("embedded", "tenure_days", float("nan"), "NaN"),
+        ("on_redis", "activity", "very", "no int64 but string"),
     ],
 )
 def test_a_poisoned_row_stops_it_before_the_first_is_written(
-    column: str, value: object, told: str, store: Path
+    form: str, column: str, value: object, told: str, request: pytest.FixtureRequest
 ) -> None:
     """The row is named; what stood in the store stands there, of this table and of the others."""
+    store: Path = request.getfixturevalue(form)
     folder = tables_folder(store)
     for table in SERVED:
         write(table, folder, [1], [START])
@@ -182,11 +183,11 @@ def test_a_window_without_rows_writes_none(embedded: Path) -> None:
 
 
 def test_progress_is_shown_with_a_rate(embedded: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_profiles(embedded, list(range(20_000)), [START] * 20_000)
+    write_profiles(embedded, list(range(5_000)), [START] * 5_000)
     materialize(embedded, at(START), at(START), ["user_profile"])
     said = capsys.readouterr().err
-    assert "checking user_profile: 20000/20000" in said
-    assert "writing user_profile: 20000/20000" in said
+    assert "checking user_profile: 5000/5000" in said
+    assert "writing user_profile: 5000/5000" in said
     assert "/s" in said
 
 
