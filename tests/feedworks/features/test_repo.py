@@ -86,8 +86,11 @@ def test_every_view_says_how_long_whose_and_what(repo: Path) -> None:
 
 
 def test_live_rooms_are_pushed_and_kept(repo: Path) -> None:
+    from feast import FeatureView
+
     views = {view.name: view for view in read_definitions(repo).feature_views}
     live = views.pop("live_stream")
+    assert type(live) is FeatureView  # a StreamFeatureView is experimental
     assert live.stream_source.name == "live_stream_push"
     assert live.batch_source.path == str(LIVE_STREAM.path(tables_folder(repo)))
     assert not [view.name for view in views.values() if view.stream_source]
