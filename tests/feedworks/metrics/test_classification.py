@@ -2,10 +2,20 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
 
-from feedworks.metrics.classification import auc, auc_interval, grouped_auc, log_loss
+from feedworks.metrics.classification import (
+    auc,
+    auc_interval,
+    calibration,
+    calibration_error,
+    grouped_auc,
+    log_loss,
+    weighted_aucs,
+)
 
 
 def rows(seed, num_rows=200, distinct=20):
@@ -99,3 +109,40 @@ def test_groups_without_an_auc_are_refused():
         grouped_auc([0, 1], [1, 2], [1, 2])
     with pytest.raises(ValueError, match="a group for each row"):
         grouped_auc([0, 1], [1, 2], [1])
+
+
+@given(st.integers(2, 40), st.integers(0, 10**6))
+def test_weighted_aucs_are_those_of_repeated_rows(num_rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    label = np.append([0, 1], rng.integers(2, size=num_rows - 2))
+    score = rng.integers(-3, 4, size=num_rows) / 2
+    weight = rng.integers(0, 4, size=(5, num_rows))
+    weight[:, :2] += 1
+    weight[4, label == 1] = 0
+    found = weighted_aucs(label, score, weight)
+    for one, times in zip(found[:4], weight, strict=False):
+        assert one == pytest.approx(auc(np.repeat(label, times), np.repeat(score, times)), abs=1e-12)
+    assert np.isnan(found[4])
+
+
+def test_weights_must_fit_the_rows() -> None:
+    with pytest.raises(ValueError, match=r"expected weights \(S, 2\), got \(1, 3\)"):
+        weighted_aucs([0, 1], [0.1, 0.2], [[1, 1, 1]])
+
+
+def test_calibration_by_hand() -> None:
+    label, p = [0, 1, 0.5, 1, 0], [0.9, 0.2, 0.1, 0.8, 0.3]
+    bins = calibration(label, p, num_bins=2)
+    assert bins == [
+        (3, pytest.approx(0.2), pytest.approx(0.5)),
+        (2, pytest.approx(0.85), pytest.approx(0.5)),
+    ]
+    assert calibration_error(bins) == pytest.approx((3 * 0.3 + 2 * 0.35) / 5)
+
+
+@pytest.mark.parametrize(
+    ("label", "p"), [([0, 2], [0.1, 0.2]), ([0, 1], [0.1, 1.2]), ([0], [0.1, 0.2]), ([], [])]
+)
+def test_calibration_refuses_what_is_no_share(label: list[float], p: list[float]) -> None:
+    with pytest.raises(ValueError, match="labels and predictions"):
+        calibration(label, p)
