@@ -36,7 +36,7 @@ repo_option = click.option(
 
 @click.group()
 def features() -> None:
-    r"""Apply, fill, read and check the feature store.
+    """Apply, fill, read and check the feature store.
 
     \b
     feedworks features apply                      register views and services
@@ -47,7 +47,7 @@ def features() -> None:
     The store is the embedded one (SQLite, DuckDB) unless FEAST_FS_YAML_FILE_PATH names another file of the
     repository, such as redis.yaml. The tables lie in its folder data/tables, or where FEEDWORKS_FEATURES
     says.
-    """
+    """  # noqa: D301 - click keeps the lines of a paragraph that begins with this character
 
 
 @features.command()
@@ -69,7 +69,7 @@ def apply(repo: Path | None, tables: Path | None) -> None:
 @click.argument("start", type=Time())
 @click.argument("end", type=Time())
 @repo_option
-@click.option("--view", "views", multiple=True, help="Only this view; repeatable. All that are served else.")
+@click.option("--view", "views", multiple=True, help="Only this view; repeatable. Else all with a table.")
 def materialize(start: datetime, end: datetime, repo: Path | None, views: tuple[str, ...]) -> None:
     """Write the latest row of each entity with START <= event_time <= END into the online store.
 

@@ -93,7 +93,8 @@ class FeastSource:
                 features=self._names, entity_rows={self._entity: [int(key) for key in keys]}
             ).proto
         except Exception as error:  # each store has errors of its own
-            raise StoreError(f"feature store: {type(error).__name__}: {error}") from error
+            reason = next(iter(str(error).splitlines()), "")
+            raise StoreError(f"feature store: {type(error).__name__}: {reason}") from error
         vectors = dict(zip(answer.metadata.feature_names.val, answer.results, strict=True))
         rows = OnlineRows({}, {}, {}, {})
         for view in self._views:

@@ -49,12 +49,14 @@ def materialize(
         start: First event time, with a time zone. Feast's incremental form would guess it from the clock and
             write nothing of a table of last year.
         end: Last event time, with a time zone.
-        views: Names; all that are served where empty.
+        views: Names; where empty, all that are served and have a table. Live rooms, which are pushed, may
+            have none.
 
     Raises:
         ConfigError: The times are in the wrong order or have no zone, a view is unknown, not served or not
             applied as the contracts say it.
-        DataError: A row breaks its contract; table, column and row are named and nothing was written.
+        DataError: A row breaks its contract; table, column and row are named and nothing was written. Or a
+            named view has no table, or none has one.
         StoreError: The store did not answer; the message says how far it came.
     """
     if start.tzinfo is None or end.tzinfo is None or start > end:
@@ -63,14 +65,20 @@ def materialize(
     done: dict[str, Materialised] = {}
     with open_store(repo) as store, quiet_stores():
         registered = {table.name: registered_view(store, table) for table in tables}
-        for table in tables:
-            source: Any = registered[table.name].batch_source
-            require_tables(Path(source.path).parent, [table])
-        for table in tables:
+        folders = {name: Path(_path(view)).parent for name, view in registered.items()}
+        there = [table for table in tables if views or table.path(folders[table.name]).exists()]
+        for table in there or tables:
+            require_tables(folders[table.name], [table])
+        for table in there:
             start_s = time.monotonic()
             num_rows = _write_view(store, registered[table.name], table, start, end)
             done[table.name] = Materialised(num_rows, time.monotonic() - start_s)
     return done
+
+
+def _path(view: FeatureView) -> str:
+    source: Any = view.batch_source
+    return str(source.path)
 
 
 def _served(names: Sequence[str]) -> tuple[FeatureTable, ...]:

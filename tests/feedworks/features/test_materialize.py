@@ -219,6 +219,14 @@ def test_a_view_that_was_applied_with_other_columns_is_told(repo: Path) -> None:
         materialize(repo, at(0), at(1), ["user_profile"])
 
 
+def test_views_without_a_table_are_left_out(embedded: Path) -> None:
+    """Live rooms may come by pushes alone."""
+    write_profiles(embedded, [1], [START])
+    assert set(materialize(embedded, at(START), at(START))) == {"user_profile"}
+    with pytest.raises(DataError, match=r"live_stream.parquet is missing"):
+        materialize(embedded, at(START), at(START), ["user_profile", "live_stream"])
+
+
 def test_a_missing_table_is_told(embedded: Path) -> None:
     with pytest.raises(DataError, match=r"user_profile.parquet is missing"):
         materialize(embedded, at(0), at(1))
