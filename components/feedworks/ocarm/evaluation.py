@@ -101,25 +101,28 @@ def evaluate_arms(predictions: pa.Table, observables: Path, cfg: OcarmConfig) ->
     """Compare the arms.
 
     Args:
-        predictions: rows of `feedworks.ocarm.arms.prediction_rows`, of all seeds.
+        predictions: rows of `feedworks.ocarm.arms.prediction_rows`, of all seeds and some arms.
         observables: folder of the training set, for labels.
         cfg: horizons and what is reported.
 
     Raises:
-        DataError: a seed lacks an arm or rows, or all test users of a horizon came back, or none did.
+        DataError: a seed lacks rows of an arm, there is no base, student or teacher, or all test users of a
+            horizon came back, or none did.
     """
     horizons, wanted = cfg.samples.horizons, cfg.evaluation
     seeds = sorted(pc.unique(predictions["seed"]).to_pylist())
-    found = Evaluated({}, {arm: {} for arm in ARMS}, {}, {}, [], {}, {}, {})
+    named = {*pc.unique(predictions["arm"].cast(pa.string())).to_pylist(), BASE, OURS, UPPER}
+    arms = [arm for arm in ARMS if arm in named]
+    found = Evaluated({}, {arm: {} for arm in arms}, {}, {}, [], {}, {}, {})
     auc_of: dict[int, _Horizon] = {}
     for days in horizons:
-        test = _seen(predictions, observables, "test", days, seeds)
+        test = _seen(predictions, observables, "test", days, arms)
         auc_of[days] = _bootstrap(test, wanted.bootstrap, cfg.seed, days)
         found.groups[days] = _add_quality(found, test, days, auc_of[days], wanted.bins)
-        valid = _seen(predictions, observables, "valid", days, seeds)
+        valid = _seen(predictions, observables, "valid", days, arms)
         found.similarity[days] = _similarity(valid, wanted.bins, wanted.bootstrap, cfg.seed)
         found.metrics[f"valid/{OURS}/similarity@{days}"] = float(np.nanmean(valid.similarity_KN))
-    for arm in ARMS:
+    for arm in arms:
         for place, seed in enumerate(seeds):
             found.per_seed.append((arm, seed, {d: float(auc_of[d].auc_K[arm][place]) for d in horizons}))
     _add_gains(found, auc_of)
@@ -130,8 +133,8 @@ def evaluate_arms(predictions: pa.Table, observables: Path, cfg: OcarmConfig) ->
     return found
 
 
-def _seen(predictions: pa.Table, folder: Path, split: str, days: int, seeds: Sequence[int]) -> Seen:
-    name = label_of(days)
+def _seen(predictions: pa.Table, folder: Path, split: str, days: int, arms: Sequence[str]) -> Seen:
+    name, seeds = label_of(days), sorted(pc.unique(predictions["seed"]).to_pylist())
     truth = read_file(
         folder / OBSERVABLES_FILE, ["sample_id", "user_id", "bid_time", "aggregated_time", name]
     )
@@ -164,7 +167,7 @@ def _seen(predictions: pa.Table, folder: Path, split: str, days: int, seeds: Seq
         label_N=label_N,
         user_N=truth["user_id"].to_numpy()[known_N],
         idle_N=_idle_bucket(truth)[known_N],
-        logit_KN={arm: of(arm, f"logit_{name}") for arm in ARMS},
+        logit_KN={arm: of(arm, f"logit_{name}") for arm in arms},
         similarity_KN=of(OURS, f"similarity_{name}"),
     )
 
@@ -222,7 +225,7 @@ def _groups(seen: Seen) -> tuple[str, npt.NDArray[np.int64]]:
 
 
 def _add_gains(found: Evaluated, auc_of: Mapping[int, _Horizon]) -> None:
-    for arm in ARMS:
+    for arm in found.methods:
         if arm != BASE:
             found.gains[arm] = {
                 f"auc@{days}": _interval(

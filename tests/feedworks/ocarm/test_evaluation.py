@@ -123,8 +123,10 @@ def test_similarity_is_shown_against_gain_on_validation(found: Evaluated) -> Non
 
 def test_a_missing_arm_and_a_missing_row_are_named(folder: Path) -> None:
     table = predictions(*truth())
-    with pytest.raises(DataError, match="arm joint, seed 0: 0 predictions for 1200 rows of test"):
-        evaluate_arms(table.filter(pc.not_equal(table["arm"], "joint")), folder, CONFIG)
+    with pytest.raises(DataError, match="arm upper, seed 0: 0 predictions for 1200 rows of test"):
+        evaluate_arms(table.filter(pc.not_equal(table["arm"], "upper")), folder, CONFIG)
+    some = evaluate_arms(table.filter(pc.not_equal(table["arm"], "joint")), folder, CONFIG)
+    assert list(some.methods) == [arm for arm in ARMS if arm != "joint"]
     with pytest.raises(DataError, match="arm base, seed 0: 1199 predictions"):
         evaluate_arms(_without_one(table), folder, CONFIG)
 
