@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from feedworks.contracts.features import FEATURE_TABLES, PARALLEL_LISTS
-from feedworks.contracts.retention import NUM_SURFACES
+from feedworks.contracts.retention import EVENTS, NUM_SURFACES
 from feedworks.contracts.tables import Column
 from feedworks.features.schema import FeatureSchema, ServiceSchema, ViewSchema, training_only_columns
 
@@ -17,6 +17,7 @@ MAX_USERS = 256
 MAX_LIST = 1000
 MAX_INT = 2**63 - 1
 MAX_FLOAT = 3.4e38
+MAX_HOURS = 1e6  # of a list of numbers that are no share: a century
 MAX_TIME_US = 4_102_444_800_000_000  # the year 2100
 
 Id = Annotated[int, Field(ge=0, le=MAX_INT)]
@@ -87,14 +88,21 @@ def query_type(schema: ServiceSchema) -> type[Query]:
 def _type(view: ViewSchema, feature: FeatureSchema) -> Any:
     column = _column(view, feature)
     if feature.is_list:
-        item: Any = _scalar(feature.type.removeprefix("list<").removesuffix(">"), None)
+        item: Any = _scalar(feature.type.removeprefix("list<").removesuffix(">"), *_item_range(feature))
         return Annotated[list[item], Field(max_length=MAX_LIST)]
-    return _scalar(feature.type, column)
+    low, high = (None, None) if column is None else (column.minimum, column.maximum)
+    return _scalar(feature.type, low, high)
 
 
-def _scalar(name: str, column: Column | None) -> Any:
-    low = None if column is None else column.minimum
-    high = None if column is None else column.maximum
+def _item_range(feature: FeatureSchema) -> tuple[float, float | None]:
+    """What one number of a list may be: of a column of the events what it may be there, else not negative."""
+    for column in EVENTS.columns:
+        if feature.name.endswith(f"_{column.name}") and column.maximum is not None:
+            return column.minimum or 0, column.maximum
+    return 0, MAX_HOURS if feature.type == "list<float32>" else None
+
+
+def _scalar(name: str, low: float | None, high: float | None) -> Any:
     if name.startswith("int"):
         return Annotated[
             int, Field(ge=-MAX_INT if low is None else int(low), le=MAX_INT if high is None else int(high))

@@ -9,11 +9,14 @@ $FEEDWORKS_WORKERS processes answer, each with $OMP_NUM_THREADS threads of torch
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import importlib
 import logging
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -101,7 +104,7 @@ class OcarmService:
         torch.set_num_threads(NUM_THREADS)
         predictor = Predictor.load(Path(os.environ.get(MODEL_DIR) or self.stored_model.path))
         self.query_type = query_type(predictor.schema)
-        predictor.warm_up()
+        _warm_up_store(predictor.schema)
         self.answering = Answering(predictor, open_features(predictor.schema), deadline_s=deadline_s())
         self._counters = self.answering.counters
         logging.getLogger("bentoml._internal.server.http_app").addFilter(_is_our_fault)
@@ -196,6 +199,20 @@ def open_features(schema: ServiceSchema) -> FeatureSource | None:
     # The service gives up first, and says that the store was slow.
     source: FeatureSource = opener(address, schema, timeout_s=2 * deadline_s())
     return source
+
+
+def _warm_up_store(schema: ServiceSchema) -> None:
+    """Read once, in a loop of its own: to import the client library takes longer than a read may take."""
+
+    async def read() -> None:
+        source = open_features(schema)
+        if source is not None:
+            with suppress(Exception):  # a store that is gone now may be back for the first request
+                await source.read([0], time.time_ns() // 1000)
+            await source.close()
+
+    with ThreadPoolExecutor(max_workers=1) as thread:  # there may be a loop in this one
+        thread.submit(asyncio.run, read()).result()
 
 
 def deadline_s() -> float:

@@ -40,7 +40,7 @@ def test_no_request_fails_while_the_store_is_killed_and_comes_back() -> None:
     sources = os.pathsep.join([str(ROOT / "components"), str(ROOT / "kernels")])
     words = ["-m", "feedworks.ocarm.serve_bench", "--users", "200", "--clients", "4", "--deadline-ms", "200"]
     result = subprocess.run(
-        [sys.executable, *words, "--seconds", "2", "--outage", "6"],
+        [sys.executable, *words, "--seconds", "1", "--outage", "4"],
         env={**os.environ, "PYTHONPATH": sources},
         capture_output=True,
         text=True,
