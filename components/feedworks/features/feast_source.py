@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,15 +69,14 @@ class FeastSource:
         self._store = store
         self._timeout_s = timeout_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="feast")
-        self._waiting = 0
+        self._places = BoundedSemaphore(MAX_WAITING)
 
     async def read(self, keys: Sequence[int], now_us: int) -> OnlineRows:
         """As `FeatureSource.read`."""
-        if self._waiting >= MAX_WAITING:
+        if not self._places.acquire(blocking=False):
             raise StoreError(f"feature store: {MAX_WAITING} reads wait already")
-        self._waiting += 1
         future = self._thread.submit(self.read_now, keys, now_us)
-        future.add_done_callback(lambda _: self._done())
+        future.add_done_callback(lambda _: self._places.release())
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self._timeout_s)
         except TimeoutError:
@@ -105,9 +105,6 @@ class FeastSource:
     async def close(self) -> None:
         """Stop the thread, after the read that it is at."""
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def _done(self) -> None:
-        self._waiting -= 1
 
 
 def _block(view: ViewSchema, vectors: dict[str, Any], num_rows: int, oldest_us: int) -> Block:

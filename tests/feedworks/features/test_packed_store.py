@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from feedworks.errors import DataError
-from feedworks.features.feast_source import FeastSource
+from feedworks.features.feast_source import MAX_WAITING, FeastSource
 from feedworks.features.feast_values import layout_of_view
 from feedworks.features.local_redis import running_redis
 from feedworks.features.reading import FRESH, MISSING, STALE
@@ -312,3 +312,32 @@ def test_a_value_of_another_type_is_refused_and_names_its_row(tmp_path, port):
     row = {"n": Value(string_val="x"), "share": Value(), "items": Value()}
     with pytest.raises(DataError, match=r"view counts: n is a string_val.*user_id 12"):
         store._get_provider().online_write_batch(store.config, view, [(key, row, NOW, None)], None)
+
+
+def test_reads_through_feast_that_wait_are_counted_and_given_up(tmp_path, port, monkeypatch):
+    store, view = small("packed", tmp_path, port, "waiting")
+    write(store, view, 1, {"n": 7, "share": 0.5, "items": []}, NOW)
+    source = FeastSource.over(store, SCHEMA, timeout_s=0.2)
+    now_us = int(NOW.timestamp()) * 1_000_000
+    hold = threading.Event()
+    quick = source.read_now
+
+    def slow(keys, now_us):
+        hold.wait(10)
+        return quick(keys, now_us)
+
+    async def run():
+        monkeypatch.setattr(source, "read_now", slow)
+        reads = (source.read([1], now_us) for _ in range(MAX_WAITING + 1))
+        answers = await asyncio.gather(*reads, return_exceptions=True)
+        hold.set()
+        monkeypatch.setattr(source, "read_now", quick)
+        source._timeout_s = 5.0
+        found = await source.read([1], now_us)
+        await source.close()
+        return [str(answer) for answer in answers], found
+
+    answers, found = asyncio.run(run())
+    assert sum("no answer within 0.2 s" in answer for answer in answers) == MAX_WAITING
+    assert sum("reads wait already" in answer for answer in answers) == 1
+    assert found.columns["n"].tolist() == [7]
