@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -252,6 +253,18 @@ def test_metrics_count_what_was_asked(client: httpx.Client) -> None:
     assert grown["ocarm_feature_reads_total/ok"] == 2
     assert grown["ocarm_feature_age_seconds_count/ad_context"] == 2
     assert grown["ocarm_latency_seconds_count"] == 2
+
+
+def test_a_damaged_row_is_missing_and_nothing_else_is_lost(client: httpx.Client, store: LocalRedis) -> None:
+    with redis.Redis.from_url(store.url) as connection:
+        keys = [key for key in connection.keys("*:ad_context:*") if key.endswith(struct.pack("<q", 103))]
+        assert len(keys) == 1
+        connection.set(keys[0], b"\0" * 40)
+    damaged, whole = ask(client, GOOD | {"user_id": 103}, GOOD | {"user_id": 104})
+    assert (damaged["source"], damaged["reasons"]) == ("model", ["ad_context:missing"])
+    assert (whole["source"], whole["reasons"]) == ("model", [])
+    online.load(store.url, ROWS, ROW_US)
+    assert ask(client, GOOD | {"user_id": 103})[0]["reasons"] == []
 
 
 def test_a_store_that_dies_and_comes_back(client: httpx.Client, store: LocalRedis) -> None:
