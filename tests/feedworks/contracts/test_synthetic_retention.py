@@ -18,7 +18,7 @@ FILES = ("events.parquet", "catalogue.parquet", "profiles.parquet")
 def folder(tmp_path_factory):
     start_s = time.perf_counter()
     out = write_synthetic_retention(tmp_path_factory.mktemp("retention"))
-    assert time.perf_counter() - start_s < 20  # 1.3 s on a quiet machine
+    assert time.perf_counter() - start_s < 60  # 1.3 s on a quiet machine
     return out
 
 
