@@ -29,7 +29,6 @@ from feedworks.ocarm.stages import (
     Predicted,
     Trained,
     aucs,
-    centre,
     export_vectors,
     predict,
     run_fit,
@@ -105,7 +104,7 @@ def train_arms(
             alike_BH = None
             if arm == "ocarm" and found.vector_BHD is not None:
                 of_BHD = vectors.of(rows.sample_id_B).vector_BHD
-                alike_BH = similarities(found.vector_BHD, of_BHD, centre(vectors, inputs.rows["train"], cfg))
+                alike_BH = similarities(found.vector_BHD, of_BHD)
             parts.append(prediction_rows(arm, seed, split, rows, found, alike_BH, cfg.samples.horizons))
     return pa.concat_tables(parts)
 
@@ -163,7 +162,7 @@ def train_joint(
         observable = without_views(Observable(*batch[:NUM_OBSERVABLE]), cfg.model.view_dropout)
         met = Content(*batch[NUM_OBSERVABLE : NUM_OBSERVABLE + NUM_CONTENT])
         logit_BH, vector_BHD = module.both(observable)
-        own_BH = similarities(vector_BHD, module.content_vectors(observable, met), torch.zeros(()))
+        own_BH = similarities(vector_BHD, module.content_vectors(observable, met))
         align = (1 - own_BH).sum(dim=-1).mean()
         retention = retention_loss(logit_BH, batch[-1])
         return {"loss": retention + cfg.distil.weight * align, "retention": retention, "align": align}

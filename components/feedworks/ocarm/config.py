@@ -78,6 +78,7 @@ class ModelConfig:
         items_per_day: N, first items of a content day that the teacher reads.
         num_queries: Q, of a Q-Former.
         qformer_layers: layers of a Q-Former.
+        tower: widths of the layers from fused sequences to a vector.
         hidden: widths of the retention net's layers.
         gate_hidden: width inside its gates; 0 for that of the layer.
         dropout: probability in every network.
@@ -92,6 +93,7 @@ class ModelConfig:
     items_per_day: int = 20
     num_queries: int = 4
     qformer_layers: int = 2
+    tower: tuple[int, ...] = (256, 128)
     hidden: tuple[int, ...] = (256, 128, 64)
     gate_hidden: int = 32
     dropout: float = 0.1
@@ -108,8 +110,10 @@ class ModelConfig:
             raise ConfigError(
                 f"model.width={self.width}: expected a multiple of num_heads = {self.num_heads}"
             )
-        if not self.hidden or min(self.hidden) < 1:
-            raise ConfigError(f"model.hidden={self.hidden}: expected widths such as 64,32")
+        for name in ("tower", "hidden"):
+            widths: tuple[int, ...] = getattr(self, name)
+            if not widths or min(widths) < 1:
+                raise ConfigError(f"model.{name}={widths}: expected widths such as 64,32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +124,6 @@ class DistilConfig:
         weight: lambda, of the alignment beside the retention loss; 0 turns it off.
         similarity: `cosine` (1 - cos), `mse`, or `infonce` (find one's own vector among the batch's).
         temperature: of `infonce`.
-        centre: compare what is left of the vectors after the teacher's mean over the training rows; what all
-            vectors share would else make any two alike.
         warm_start: the retention net and the encoder of its observables start with the teacher's weights.
         logit_weight: of the teacher's probabilities as targets, in the control that distils those instead.
     """
@@ -129,7 +131,6 @@ class DistilConfig:
     weight: float = 1.0
     similarity: Similarity = "cosine"
     temperature: float = 0.1
-    centre: bool = True
     warm_start: bool = True
     logit_weight: float = 1.0
 

@@ -37,6 +37,11 @@ from feedworks.ocarm.data import (
 )
 
 
+# As large as what a vector of unit variance adds: a token in which the category drowns is learned late.
+
+TOKEN_STD = 0.5
+
+
 class Seen(NamedTuple):
     """The observables, read: x_u, the part of it that gates read, and the tokens of both sequences."""
 
@@ -62,8 +67,8 @@ class Items(nn.Module):
         self.register_buffer("vector_IV", torch.zeros(sizes.num_items, sizes.vector_width))
         self.register_buffer("category_I", torch.zeros(sizes.num_items, dtype=torch.int64))
         self.vector = nn.Linear(sizes.vector_width, config.width, bias=False)
-        self.category = _embedding(NUM_CATEGORIES + 1, config.width)
-        self.own = _embedding(sizes.num_items, config.width) if config.item_ids else None
+        self.category = _embedding(NUM_CATEGORIES + 1, config.width, TOKEN_STD)
+        self.own = _embedding(sizes.num_items, config.width, 0.1) if config.item_ids else None
 
     def fill(self, table: ItemTable) -> None:
         """Take over the catalogue; row 0 stays an item about which nothing is known."""
@@ -275,7 +280,7 @@ class SequenceFusionEncoder(nn.Module):
             for _ in range(2)
         )
         width = user_width + 2 * config.num_queries * config.width
-        tower = Tower(hidden=(2 * config.width,), dropout=config.dropout)
+        tower = Tower(hidden=config.tower, dropout=config.dropout)
         self.towers = nn.ModuleList(Dense(width, tower, config.width) for _ in architecture.samples.horizons)
 
     def forward(self, seen: Seen) -> Tensor:
@@ -332,7 +337,7 @@ def _unit(x_BD: Tensor) -> Tensor:
     return F.rms_norm(x_BD, (x_BD.shape[-1],))
 
 
-def _embedding(rows: int, width: int) -> nn.Embedding:
+def _embedding(rows: int, width: int, std: float = 0.1) -> nn.Embedding:
     table = nn.Embedding(rows, width)
-    nn.init.normal_(table.weight, std=0.1)
+    nn.init.normal_(table.weight, std=std)
     return table

@@ -155,7 +155,6 @@ def train_student(
         _warm(model, start)
     train, valid = inputs.rows["train"], inputs.rows["valid"]
     weight = cfg.distil.weight if vectors is not None else 0.0
-    centre_HD = centre(vectors, train, cfg)
 
     def loss(module: Any, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         observable = without_views(Observable(*batch[:NUM_OBSERVABLE]), cfg.model.view_dropout)
@@ -164,8 +163,7 @@ def train_student(
         terms = {"loss": retention, "retention": retention}
         if weight:
             target_BHD = batch[NUM_OBSERVABLE + 1]
-            own_BHD = vector_BHD - centre_HD.to(vector_BHD.device)
-            align = alignment_loss(own_BHD, target_BHD, cfg.distil.similarity, cfg.distil.temperature)
+            align = alignment_loss(vector_BHD, target_BHD, cfg.distil.similarity, cfg.distil.temperature)
             terms |= {"loss": terms["loss"] + weight * align, "align": align}
         if logit_weight:
             hint = retention_loss(logit_BH, batch[NUM_OBSERVABLE + 2].sigmoid())
@@ -176,14 +174,14 @@ def train_student(
         found = predict(module, valid)
         row = aucs(found.logit_BH, valid, cfg)
         if vectors is not None and found.vector_BHD is not None:
-            own_BH = similarities(found.vector_BHD, vectors.of(valid.sample_id_B).vector_BHD, centre_HD)
+            own_BH = similarities(found.vector_BHD, vectors.of(valid.sample_id_B).vector_BHD)
             row["valid/similarity"] = float(own_BH.nanmean())
         return row
 
     parts: tuple[Tensor, ...] = (*train.observable, train.label_BH)
     if vectors is not None:
         own = vectors.of(train.sample_id_B)
-        parts = (*parts, own.vector_BHD - centre_HD, own.logit_BH)
+        parts = (*parts, own.vector_BHD, own.logit_BH)
     return run_fit(model, parts, loss, evaluate, seeded(cfg.student, seed), state_dir)
 
 
@@ -253,16 +251,9 @@ def aucs(logit_BH: Tensor, rows: Rows, cfg: OcarmConfig) -> dict[str, float]:
     return {MONITOR: float(np.mean(list(found.values()))), **found}
 
 
-def centre(vectors: Vectors | None, train: Rows, cfg: OcarmConfig) -> Tensor:
-    """What is subtracted from vectors before they are compared: the mean e_c of the training rows, or 0."""
-    if vectors is None or not cfg.distil.centre:
-        return torch.zeros(())
-    return vectors.of(train.sample_id_B).vector_BHD.nanmean(dim=0)
-
-
-def similarities(own_BHD: Tensor, teacher_BHD: Tensor, centre_HD: Tensor) -> Tensor:
-    """Cosine of e_u and e_c around a centre, `(B, H)`; NaN where there is no e_c."""
-    return F.cosine_similarity(own_BHD - centre_HD, teacher_BHD - centre_HD, dim=-1)
+def similarities(own_BHD: Tensor, teacher_BHD: Tensor) -> Tensor:
+    """Cosine of e_u and e_c, `(B, H)`; NaN where there is no e_c."""
+    return F.cosine_similarity(own_BHD, teacher_BHD, dim=-1)
 
 
 def _warm(model: Student, start: dict[str, Tensor]) -> None:
