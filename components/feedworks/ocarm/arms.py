@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import pyarrow as pa
 import torch
@@ -21,7 +21,7 @@ from feedworks.contracts.retention import label_of
 from feedworks.ocarm.config import OcarmConfig
 from feedworks.ocarm.data import Content, Observable, without_views
 from feedworks.ocarm.losses import retention_loss
-from feedworks.ocarm.model import HierarchicalAttentionEncoder, PPNetBase, Student, filled
+from feedworks.ocarm.model import HierarchicalAttentionEncoder, PPNetBase, Student, Teacher, filled
 from feedworks.ocarm.rows import Inputs, Rows, Vectors
 from feedworks.ocarm.stages import (
     NUM_CONTENT,
@@ -66,6 +66,14 @@ class JointModel(nn.Module):
         return vector_BHD
 
 
+class Taught(NamedTuple):
+    """A frozen teacher, its table, and the weights that a student may start from."""
+
+    teacher: Teacher
+    vectors: Vectors
+    start: dict[str, Tensor]
+
+
 def train_arms(
     inputs: Inputs,
     content: dict[str, Content],
@@ -90,22 +98,40 @@ def train_arms(
     Raises:
         ModelError: training broke down, or the teacher knows the labels.
     """
-    arms = tuple(arms)
-    teacher = train_teacher(inputs, content, cfg, state_dir / "teacher", seed=seed).model
-    vectors, start = export_vectors(teacher, inputs, content), start_weights(teacher)
+    taught = teach(inputs, content, cfg, seed, state_dir / "teacher")
+    return pa.concat_tables(
+        [score_arm(arm, inputs, content, taught, cfg, seed, state_dir / arm) for arm in arms]
+    )
+
+
+def teach(
+    inputs: Inputs, content: dict[str, Content], cfg: OcarmConfig, seed: int, state_dir: Path
+) -> Taught:
+    """Train the teacher and write its table."""
+    teacher = train_teacher(inputs, content, cfg, state_dir, seed=seed).model
+    return Taught(teacher, export_vectors(teacher, inputs, content), start_weights(teacher))
+
+
+def score_arm(
+    arm: Arm,
+    inputs: Inputs,
+    content: dict[str, Content],
+    taught: Taught,
+    cfg: OcarmConfig,
+    seed: int,
+    state_dir: Path,
+) -> pa.Table:
+    """Train one arm and return what it predicts for validation and test, see `prediction_rows`."""
+    upper = arm == "upper"
+    model = taught.teacher if upper else _train(arm, inputs, content, taught, cfg, seed, state_dir).model
     parts = []
-    for arm in arms:
-        model, met = teacher, content
-        if arm != "upper":
-            model, met = _train(arm, inputs, content, vectors, start, cfg, seed, state_dir / arm).model, {}
-        for split in SCORED:
-            rows = inputs.rows[split]
-            found = predict(model, rows, met.get(split), cfg.evaluation.batch_size)
-            alike_BH = None
-            if arm == "ocarm" and found.vector_BHD is not None:
-                of_BHD = vectors.of(rows.sample_id_B).vector_BHD
-                alike_BH = similarities(found.vector_BHD, of_BHD)
-            parts.append(prediction_rows(arm, seed, split, rows, found, alike_BH, cfg.samples.horizons))
+    for split in SCORED:
+        rows = inputs.rows[split]
+        found = predict(model, rows, content[split] if upper else None, cfg.evaluation.batch_size)
+        alike_BH = None
+        if arm == "ocarm" and found.vector_BHD is not None:
+            alike_BH = similarities(found.vector_BHD, taught.vectors.of(rows.sample_id_B).vector_BHD)
+        parts.append(prediction_rows(arm, seed, split, rows, found, alike_BH, cfg.samples.horizons))
     return pa.concat_tables(parts)
 
 
@@ -175,8 +201,7 @@ def _train(
     arm: Arm,
     inputs: Inputs,
     content: dict[str, Content],
-    vectors: Vectors,
-    start: dict[str, Tensor],
+    taught: Taught,
     cfg: OcarmConfig,
     seed: int,
     state_dir: Path,
@@ -191,9 +216,9 @@ def _train(
         case "logit":
             plain = replace(cfg, distil=replace(cfg.distil, weight=0.0))
             hint = cfg.distil.logit_weight
-            return train_student(inputs, vectors, None, plain, state_dir, seed=seed, logit_weight=hint)
+            return train_student(inputs, taught.vectors, None, plain, state_dir, seed=seed, logit_weight=hint)
         case _:
-            return train_student(inputs, vectors, start, cfg, state_dir, seed=seed)
+            return train_student(inputs, taught.vectors, taught.start, cfg, state_dir, seed=seed)
 
 
 def _monitor(inputs: Inputs, cfg: OcarmConfig) -> Any:

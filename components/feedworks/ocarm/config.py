@@ -256,6 +256,7 @@ def tiny() -> OcarmConfig:
             num_heads=2,
             qformer_layers=1,
             num_queries=2,
+            tower=(32,),
             hidden=(32, 16),
             gate_hidden=8,
         ),
@@ -269,13 +270,23 @@ def tiny() -> OcarmConfig:
 
 def small() -> OcarmConfig:
     """Minutes on two CPU cores for planted data and MovieTweetings."""
-    training = TrainConfig(epochs=20, batch_size=256, lr=1e-3, weight_decay=0.01, grad_clip=1.0, patience=4)
+    training = TrainConfig(
+        epochs=12,
+        batch_size=256,
+        lr=2e-3,
+        weight_decay=0.01,
+        schedule="cosine",
+        grad_clip=1.0,
+        patience=4,
+    )
     return OcarmConfig(
         samples=SamplesConfig(),
-        model=ModelConfig(width=32, hidden=(64, 32), num_queries=2, qformer_layers=1, gate_hidden=16),
+        model=ModelConfig(
+            width=32, tower=(128, 64), hidden=(64, 32), num_queries=2, qformer_layers=1, gate_hidden=16
+        ),
         teacher=training,
         student=training,
-        distil=DistilConfig(),
+        distil=DistilConfig(weight=3.0),
         evaluation=EvaluationConfig(),
         gate=GateConfig(),
     )
@@ -291,6 +302,7 @@ def paper() -> OcarmConfig:
         model=ModelConfig(item_ids=True),
         teacher=training,
         student=training,
+        distil=DistilConfig(),
     )
 
 

@@ -36,7 +36,6 @@ from feedworks.ocarm.data import (
     Observable,
 )
 
-
 # As large as what a vector of unit variance adds: a token in which the category drowns is learned late.
 
 TOKEN_STD = 0.5

@@ -8,6 +8,7 @@ Shape legend: B rows, H horizons, D width of a vector.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -154,21 +155,6 @@ def train_student(
     if start is not None and cfg.distil.warm_start:
         _warm(model, start)
     train, valid = inputs.rows["train"], inputs.rows["valid"]
-    weight = cfg.distil.weight if vectors is not None else 0.0
-
-    def loss(module: Any, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        observable = without_views(Observable(*batch[:NUM_OBSERVABLE]), cfg.model.view_dropout)
-        logit_BH, vector_BHD = module.both(observable)
-        retention = retention_loss(logit_BH, batch[NUM_OBSERVABLE])
-        terms = {"loss": retention, "retention": retention}
-        if weight:
-            target_BHD = batch[NUM_OBSERVABLE + 1]
-            align = alignment_loss(vector_BHD, target_BHD, cfg.distil.similarity, cfg.distil.temperature)
-            terms |= {"loss": terms["loss"] + weight * align, "align": align}
-        if logit_weight:
-            hint = retention_loss(logit_BH, batch[NUM_OBSERVABLE + 2].sigmoid())
-            terms |= {"loss": terms["loss"] + logit_weight * hint, "hint": hint}
-        return terms
 
     def evaluate(module: Any, epoch: int) -> dict[str, float]:
         found = predict(module, valid)
@@ -182,7 +168,27 @@ def train_student(
     if vectors is not None:
         own = vectors.of(train.sample_id_B)
         parts = (*parts, own.vector_BHD, own.logit_BH)
+    weight = cfg.distil.weight if vectors is not None else 0.0
+    loss = partial(_student_terms, cfg=cfg, weight=weight, logit_weight=logit_weight)
     return run_fit(model, parts, loss, evaluate, seeded(cfg.student, seed), state_dir)
+
+
+def _student_terms(
+    module: Any, batch: tuple[Tensor, ...], *, cfg: OcarmConfig, weight: float, logit_weight: float
+) -> dict[str, Tensor]:
+    """L_stage2 and its parts; a batch is observables, labels and, where there is a table, e_c and logits."""
+    observable = without_views(Observable(*batch[:NUM_OBSERVABLE]), cfg.model.view_dropout)
+    label_BH, *table = batch[NUM_OBSERVABLE:]
+    logit_BH, vector_BHD = module.both(observable)
+    retention = retention_loss(logit_BH, label_BH)
+    terms = {"loss": retention, "retention": retention}
+    if weight:
+        align = alignment_loss(vector_BHD, table[0], cfg.distil.similarity, cfg.distil.temperature)
+        terms |= {"loss": terms["loss"] + weight * align, "align": align}
+    if logit_weight:
+        hint = retention_loss(logit_BH, table[1].sigmoid())
+        terms |= {"loss": terms["loss"] + logit_weight * hint, "hint": hint}
+    return terms
 
 
 def run_fit(
