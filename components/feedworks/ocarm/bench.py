@@ -51,6 +51,7 @@ _work = click.option(
     "--work", type=click.Path(path_type=Path), required=True, help="folder for all that is made"
 )
 _users = click.option("--users", type=int, default=5000, show_default=True)
+_world = click.option("--world", type=int, default=0, show_default=True, help="seed of the planted log")
 _noise = click.option(
     "--noise", "noises", multiple=True, default=("low", "middle", "high"), show_default=True, help="levels"
 )
@@ -64,6 +65,7 @@ def main() -> None:
 @main.command()
 @_noise
 @_users
+@_world
 @_arms
 @_seeds
 @_preset
@@ -72,6 +74,7 @@ def main() -> None:
 def planted(
     noises: Sequence[str],
     users: int,
+    world: int,
     arms: Sequence[Any],
     seeds: Sequence[int],
     preset: str,
@@ -81,9 +84,9 @@ def planted(
     """All arms on planted data, by noise of what can be seen before the return."""
     cfg = resolve(preset, overrides)
     for noise in noises:
-        folder = _planted(work, noise, users, cfg)
+        folder = _planted(work, noise, users, cfg, world)
         found = _run(folder, cfg, seeds, arms)
-        _print({"op": "planted", "noise": noise, "users": users}, found)
+        _print({"op": "planted", "noise": noise, "users": users, "world": world}, found)
 
 
 @main.command("lambda")
@@ -140,12 +143,12 @@ def movietweetings(
     _print({"op": "movietweetings"}, _run(folder, cfg, seeds, arms))
 
 
-def _planted(work: Path, noise: str, users: int, cfg: OcarmConfig) -> Path:
-    folder = work / f"{noise}-{users}-{run_key(to_json(cfg.samples), [])}"
+def _planted(work: Path, noise: str, users: int, cfg: OcarmConfig, world: int = 0) -> Path:
+    folder = work / f"{noise}-{users}-{world}-{run_key(to_json(cfg.samples), [])}"
 
     def write(out_dir: Path) -> None:
         with atomic_folder(out_dir) as new:
-            write_synthetic_retention(new, num_users=users, noise=noise)  # type: ignore[arg-type]
+            write_synthetic_retention(new, num_users=users, noise=noise, seed=world)  # type: ignore[arg-type]
 
     once(folder / "data", write, folder / "data")
     _training_set(folder, folder / "data", cfg)
