@@ -22,7 +22,7 @@ seen before the return. At the default size the first has AUC .742 (LT1) and .76
 .756 with low and middle noise, .725 and .746 with high noise; no model can do better but by luck.
 
 How the waves happen to lie to w is drawn with the seed, and decides how much of the gap a student can win:
-with some 10,000 rows to learn from about a half at seed 0, a quarter at seed 100.
+of 3,000 users' logs with middle noise OCARM wins about 60 % at seed 0, 55 % at seed 2 and 35 % at seed 100.
 
 Nothing else says anything: items of the trail have random vectors, engagement, follows, fans, friends and
 tenure are drawn apart from all.
