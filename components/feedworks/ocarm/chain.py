@@ -2,7 +2,8 @@
 
 Finished steps are kept under `OUT/work/runs/<key>`, where the key names data, settings and version: the same
 command goes on where it stopped, another one starts afresh, and the results of an earlier run stay in place
-until the new ones are whole.
+until the new ones are whole. The two audits are taken every time: one that failed has written its page, too,
+and what was proven of a file says nothing of one that was changed since.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from feedworks.configuration import to_json
 from feedworks.ocarm import steps
 from feedworks.ocarm.config import OcarmConfig
-from feedworks.results import once, publish, run_key
+from feedworks.results import again, once, publish, run_key
 from feedworks.storage import read_json
 
 
@@ -40,12 +41,12 @@ def run(data_dir: Path, out_dir: Path, cfg: OcarmConfig) -> dict[str, float]:
     teacher, vectors, student, model = (work / name for name in ("teacher", "vectors", "student", "model"))
     once(tables, steps.build, data_dir, samples, tables, cfg)
     once(content, steps.join_features, samples, tables, observables, content)
-    once(made["audit"], steps.audit_times, observables, content, made["audit"], cfg)
+    again(steps.audit_times, observables, content, made["audit"], cfg)
     once(made["online"], steps.materialize, tables, made["online"], cfg)
     once(teacher, steps.train_teacher, observables, content, teacher, cfg)
     once(vectors, steps.export_vectors, observables, content, teacher, vectors, cfg)
     once(student, steps.train_student, observables, vectors, student, cfg)
-    once(made["verdict"], steps.audit_student, observables, teacher, student, made["verdict"], cfg)
+    again(steps.audit_student, observables, teacher, student, made["verdict"], cfg)
     arms = [work / "arms" / str(seed) for seed in cfg.evaluation.seeds]
     for seed, folder in zip(cfg.evaluation.seeds, arms, strict=True):
         once(folder, steps.train_arms, observables, content, folder, replace(cfg, seed=seed))

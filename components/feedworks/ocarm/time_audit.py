@@ -18,7 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from feedworks.contracts.features import ONBOARDING, SERVICES, STUDENT_SERVICE
+from feedworks.contracts.features import (
+    ONBOARDING,
+    PARALLEL_LISTS,
+    SERVICES,
+    STUDENT_SERVICE,
+    FeatureTable,
+)
 from feedworks.contracts.retention import HORIZONS, SAMPLES, SPLITS, label_of
 from feedworks.errors import DataError
 from feedworks.ocarm.config import SamplesConfig
@@ -190,11 +196,41 @@ def _audit_observables(rules: _Rules, table: pa.Table) -> None:
         + (f" ({', '.join(leaked)})" if leaked else ""),
         np.full(len(table), not leaked),
     )
+    foreign = sorted(set(table.column_names) - {*SAMPLES.schema.names, *_observable_columns(), *leaked})
+    rules.add(
+        f"no column besides those of the samples and of {STUDENT_SERVICE}"
+        + (f" ({', '.join(foreign)})" if foreign else ""),
+        np.full(len(table), not foreign),
+    )
+    for view in SERVICES[STUDENT_SERVICE]:
+        _audit_untimed(rules, table, view)
     bid_N = _micros(table["bid_time"])
     for name in _time_columns(table):
-        low_N, high_N = _extremes(table[name])
+        try:
+            low_N, high_N = _extremes(table[name])
+        except (ValueError, TypeError):
+            raise DataError(
+                f"{OBSERVABLES_FILE}, column {name}: {table[name].type} is no time; "
+                "build the training set again"
+            ) from None
         rules.before(f"{name} <= bid_time", (name, high_N), ("bid_time", bid_N))
         rules.add(f"{name} is in microseconds", low_N >= EARLIEST_US, ~np.isnan(low_N))
+
+
+def _audit_untimed(rules: _Rules, table: pa.Table, view: FeatureTable) -> None:
+    """A value without a time may be from any time: nothing would be proven of it."""
+    names = [column.name for column in view.features if column.name in table.column_names]
+    known_N = ~np.all([_nulls(table[name]) for name in names], axis=0)
+    for name in names:
+        if name.endswith("_time") and name not in PARALLEL_LISTS[view.name]:
+            rules.add(f"{name} is there where {view.name} is", ~_nulls(table[name]), known_N)
+    lists = [name for name in PARALLEL_LISTS[view.name] if name in names]
+    for name in lists:
+        if name.endswith("_time"):
+            timed_N = _num_known(table[name])
+            others = [other for other in lists if other != name]
+            equal_N = np.all([_lengths(table[other]) == timed_N for other in lists], axis=0)
+            rules.add(f"{', '.join(others)} have a {name} for each value", equal_N, known_N)
 
 
 def _audit_labels(rules: _Rules, table: pa.Table, cfg: SamplesConfig) -> None:
@@ -243,9 +279,13 @@ def _result(check: AuditCheck) -> str:
     return "passed" if check.num_rows else "no row has it"
 
 
-def _observable_times() -> Iterator[str]:
+def _observable_columns() -> Iterator[str]:
     for table in SERVICES[STUDENT_SERVICE]:
-        yield from (column.name for column in table.features if column.name.endswith("_time"))
+        yield from (column.name for column in table.features)
+
+
+def _observable_times() -> Iterator[str]:
+    yield from (name for name in _observable_columns() if name.endswith("_time"))
 
 
 def _time_columns(table: pa.Table) -> Sequence[str]:
@@ -284,6 +324,18 @@ def _micros(column: pa.ChunkedArray) -> IntArray:
 
 def _nulls(column: pa.ChunkedArray) -> BoolArray:
     return np.asarray(pc.is_null(column).to_numpy())
+
+
+def _lengths(column: pa.ChunkedArray) -> IntArray:
+    """Values in each row's list, 0 for a null row."""
+    return np.asarray(pc.fill_null(pc.list_value_length(column), 0).to_numpy(), np.int64)
+
+
+def _num_known(column: pa.ChunkedArray) -> IntArray:
+    """Values in each row's list that are not null."""
+    row_K = pc.list_parent_indices(column).to_numpy()
+    known_K = pc.is_valid(pc.list_flatten(column)).to_numpy()
+    return np.bincount(row_K[known_K].astype(np.int64), minlength=len(column))
 
 
 def _unique(values_N: IntArray) -> BoolArray:

@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from feedworks.contracts.synthetic_retention import write_synthetic_retention
+from feedworks.errors import DataError
 from feedworks.features.schema import training_only_columns
-from feedworks.ocarm import steps
+from feedworks.features.training_set import TrainingSet
+from feedworks.ocarm import chain, steps
 from feedworks.ocarm.config import resolve
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -97,6 +101,28 @@ def test_a_teacher_that_knows_the_labels_stops_the_run(data: Path, tmp_path: Pat
     assert "the teacher's AUC of lt" in result.stderr.splitlines()[-1]
     assert "the content tells the label" in result.stderr.splitlines()[-1]
     assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_failed_audit_of_times_fails_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes its page whatever it finds, and the page must not pass for a proof in the next run."""
+    join = steps.join_features
+
+    def leaking(samples: Path, tables: Path, observables: Path, content: Path) -> TrainingSet:
+        found = join(samples, tables, observables, content)
+        table = pq.read_table(observables / "observables.parquet")
+        late = pc.add(table["aggregated_time"], 100 * 86_400 * 1_000_000)
+        place = table.column_names.index("aggregated_time")
+        pq.write_table(table.set_column(place, "aggregated_time", late), observables / "observables.parquet")
+        return found
+
+    monkeypatch.setattr(steps, "join_features", leaking)
+    monkeypatch.setattr(steps, "train_teacher", lambda *_: pytest.fail("trained on rows out of order"))
+    for _ in range(2):
+        with pytest.raises(DataError, match="aggregated_time <= bid_time"):
+            chain.run(data, tmp_path, resolve("tiny", QUICK))
+        assert list(tmp_path.glob("work/runs/*/audit/times.html"))
 
 
 def test_a_killed_run_goes_on_where_it_was(data: Path, tmp_path: Path, runs: dict[str, Path]) -> None:

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from feedworks.contracts.features import ONBOARDING, SERVICES, STUDENT_SERVICE
+from feedworks.contracts.features import ONBOARDING, PARALLEL_LISTS, SERVICES, STUDENT_SERVICE
 from feedworks.contracts.files import read_table
 from feedworks.contracts.retention import SAMPLES
 from feedworks.errors import DataError
@@ -211,11 +211,50 @@ def test_nothing_can_be_proven_without_the_times(made, tmp_path):
 
 
 def test_a_row_without_history_is_not_asked(made, tmp_path):
-    out = changed(made, tmp_path / "x", "observables", "history_time", put(None))
-    out = changed(out, tmp_path / "y", "observables", "return_time", put([]))
+    out = made
+    for number, name in enumerate((*PARALLEL_LISTS["interaction_aggregates"], *PARALLEL_LISTS["ad_context"])):
+        out = changed(out, tmp_path / str(number), "observables", name, put([] if "return" in name else None))
     audit = audit_times(*folders(out), CFG)
     assert audit.passed
     asked = {check.rule: check.num_rows for check in audit.checks}
     full = {c.rule: c.num_rows for c in audit_times(*folders(made), CFG).checks}
     assert asked["history_time <= bid_time"] == full["history_time <= bid_time"] - 1
     assert np.isclose(asked["bid_time < content_start"], full["bid_time < content_start"])
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "rule"),
+    [
+        ("history_time", lambda times: [None] * len(times), "have a history_time for each value"),
+        ("history_time", lambda times: None, "have a history_time for each value"),
+        ("history_time", lambda times: times[1:], "have a history_time for each value"),
+        ("return_time", lambda times: times[1:], "have a return_time for each value"),
+        ("aggregated_time", lambda time: None, "aggregated_time is there where interaction_aggregates is"),
+        ("profile_time", lambda time: None, "profile_time is there where user_profile is"),
+    ],
+)
+def test_a_value_without_a_time_proves_nothing(made, tmp_path, column, change, rule):
+    """Content put into the history with times of null would pass every comparison of times."""
+    row = last_with(made, "observables", column)
+
+    def untimed(values):
+        values[row] = change(values[row])
+
+    audit = audit_times(*folders(changed(made, tmp_path / "x", "observables", column, untimed)), CFG)
+    assert [check.num_failed for check in audit.failures] == [1]
+    assert audit.failures[0].rule.endswith(rule)
+
+
+def test_a_column_that_the_contracts_do_not_know_is_found(made, tmp_path):
+    table = pq.read_table(made / "observables" / "observables.parquet")
+    content = pq.read_table(made / "content" / "content.parquet")
+    renamed = table.append_column("extra_item", content["content_item"])
+    pq.write_table(renamed, tmp_path / "observables.parquet")
+    audit = audit_times(tmp_path, None, CFG)
+    assert [check.rule for check in audit.failures] == [
+        "no column besides those of the samples and of ocarm_student_v1 (extra_item)"
+    ]
+    text = table.append_column("when_time", pa.array(["noon"] * len(table)))
+    pq.write_table(text, tmp_path / "observables.parquet")
+    with pytest.raises(DataError, match=r"column when_time: string is no time"):
+        audit_times(tmp_path, None, CFG)
