@@ -108,7 +108,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(source.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{source} is missing; run the step that writes it") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{source} cannot be read as JSON ({error}); delete it and make it again") from None
 
 

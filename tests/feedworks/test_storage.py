@@ -112,7 +112,10 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
     assert names(tmp_path) == ["taken"]
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "is missing"), (b'{"a": ', "cannot be read as JSON")])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "is missing"), (b'{"a": ', "cannot be read as JSON"), (b"[" * 100_000, "cannot be read as JSON")],
+)
 def test_reading_says_what_is_wrong(tmp_path, content, words):
     path = tmp_path / "a.json"
     if content is not None:

@@ -75,6 +75,7 @@ def freshness(
 
 
 def _push_file(sink: Sink, view: str, log: str) -> None:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from feedworks.errors import DataError
@@ -85,7 +86,13 @@ def _push_file(sink: Sink, view: str, log: str) -> None:
     path = Path(log)
     if not path.is_file():
         raise DataError(f"{log}: no such file; `synthetic` needs --rate")
-    done = push_rows(sink, table, pq.read_table(path))
+    try:
+        with pq.ParquetFile(path) as file:
+            rows = file.read()
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{log}: {reason}; expected a parquet file of {view}") from None
+    done = push_rows(sink, table, rows)
     for row in done.rejected[:MAX_NAMED]:
         click.echo(f"rejected {row}", err=True)
     click.echo(f"{view}: {done.num_accepted} rows pushed, {len(done.rejected)} rejected")

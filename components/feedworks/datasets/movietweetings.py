@@ -22,6 +22,8 @@ from feedworks.errors import DataError
 
 RATINGS, MOVIES = "ratings.dat", "movies.dat"
 MAX_RATING = 10
+MAX_DIGITS = 18  # of what 64 bits hold
+LATEST_S = 4_102_444_800  # the year 2100: later ones are milliseconds
 # Genres of IMDb; the place in this list plus 1 is the category, 0 stands for none.
 GENRES = (
     *("Action", "Adult", "Adventure", "Animation", "Biography", "Comedy", "Crime", "Documentary", "Drama"),
@@ -100,6 +102,11 @@ def _ratings(path: Path, movies: dict[int, _Movie]) -> Iterator[tuple[int, int, 
     for number, fields in _lines(path, 4):
         if not all(field.isascii() and field.isdigit() for field in fields):
             raise DataError(f"{path}, line {number}: expected whole numbers user::movie::rating::seconds")
+        if max(map(len, fields)) > MAX_DIGITS or int(fields[3]) > LATEST_S:
+            raise DataError(
+                f"{path}, line {number}: a number is too large, or the time is not in seconds; "
+                "copy the file again"
+            )
         user, movie, rating, time_s = (int(field) for field in fields)
         if rating > MAX_RATING or movie not in movies:
             problem = f"rating {rating} is above 10" if rating > MAX_RATING else f"{MOVIES} lacks {movie}"

@@ -100,8 +100,16 @@ def open_source(url: str, schema: ServiceSchema, *, timeout_s: float = 0.25) -> 
 
 
 def packed_address(url: str) -> tuple[str, str]:
-    """The address of Redis, and the project, of `packed+redis://HOST:PORT/DB?project=NAME`."""
+    """The address of Redis, and the project, of `packed+redis://HOST:PORT/DB?project=NAME`.
+
+    Raises:
+        ConfigError: the port is none.
+    """
     parts = urlsplit(url)
+    try:
+        _ = parts.port
+    except ValueError as error:
+        raise ConfigError(f"feature store {url!r}: {error}; expected HOST:PORT") from None
     project = parse_qs(parts.query).get("project", [PROJECT])[0]
     return parts._replace(scheme=parts.scheme.removeprefix("packed+"), query="").geturl(), project
 

@@ -77,13 +77,19 @@ def offline_of(repo: Path) -> Offline:
     """
     import yaml
 
-    settings = yaml.safe_load(os.path.expandvars(store_file(repo).read_text()))
-    kind = settings.get("offline_store", {}).get("type")
+    file = store_file(repo)
+    try:
+        settings = yaml.safe_load(os.path.expandvars(file.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{file} is no store file ({reason})") from None
+    store = settings.get("offline_store") if isinstance(settings, dict) else None
+    kind = store.get("type") if isinstance(store, dict) else store
     if kind == "duckdb":
         return "duckdb"
     if kind == "spark":
         return "spark"
-    raise ConfigError(f"{store_file(repo)}: offline_store.type {kind!r}; sources.py knows duckdb and spark")
+    raise ConfigError(f"{file}: offline_store.type {kind!r}; sources.py knows duckdb and spark")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from feedworks.contracts.features import FEATURE_TABLES, SERVICES, FeatureTable
+from feedworks.contracts.retention import SAMPLES
 from feedworks.errors import ConfigError, DataError, ModelError
 from feedworks.storage import read_json, write_json
 
@@ -149,7 +150,7 @@ class ServiceSchema(_Schema):
         """The schema itself, where a served model may read all of it.
 
         The contracts decide, not the flag in the file, which a hand can edit: a view or a column that is
-        known only after the decision is refused under whatever view it stands.
+        known only after the decision, labels among them, is refused under whatever view it stands.
 
         Raises:
             ModelError: It names every view and column that may be read in training only.
@@ -163,7 +164,8 @@ class ServiceSchema(_Schema):
         return self
 
     def _training_only(self) -> Iterator[str]:
-        forbidden = training_only_columns()
+        labels = (column.name for column in SAMPLES.columns if column.side == "label")
+        forbidden = {*training_only_columns(), *labels}
         for view in self.views:
             whole = view.training_only or any(
                 table.training_only and table.name == view.name for table in FEATURE_TABLES

@@ -54,7 +54,7 @@ class SamplesConfig:
 
     def __post_init__(self) -> None:
         positive("samples", idle_days=self.idle_days)
-        at_least(1, "samples", content_days=self.content_days)
+        between(1, LONGEST, "samples", content_days=self.content_days)
         between(1, LONGEST, "samples", max_history=self.max_history, max_returns=self.max_returns)
         known = set(self.horizons) <= set(HORIZONS)
         if not self.horizons or not known or list(self.horizons) != sorted(set(self.horizons)):

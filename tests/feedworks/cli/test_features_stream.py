@@ -59,6 +59,9 @@ def test_a_replay_says_what_it_lost(address):
 
 
 def test_what_cannot_be_pushed(address, tmp_path):
+    (tmp_path / "text").write_bytes(b"no parquet")
+    found = run("push", tmp_path / "text", "--to", address, raises=DataError)
+    assert "expected a parquet file of live_stream" in str(found.exception)
     run("push", "--to", address, raises=DataError)  # the synthetic log is for replays
     run("push", tmp_path / "none.parquet", "--rate", 5, "--to", address, raises=DataError)
     fresh_log(tmp_path / "log.parquet")

@@ -124,6 +124,10 @@ def test_a_table_without_a_column_is_refused_row_by_row(server):
 
 
 def test_unknown_views_and_addresses():
+    with pytest.raises(ConfigError, match="expected HOST:PORT"):
+        open_sink("packed+redis://127.0.0.1:abc/0")
+    with pytest.raises(ConfigError, match="expected HOST:PORT"):
+        open_source("packed+redis://127.0.0.1:99999/0", ServiceSchema.of(LIVE_SERVICE))
     assert stream_table("live_stream") is LIVE_STREAM
     for name in ("user_profile", "nothing"):
         with pytest.raises(DataError, match=f"'{name}' takes no pushes; those that do: live_stream"):

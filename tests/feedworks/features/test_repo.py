@@ -196,6 +196,13 @@ def test_a_damaged_store_file_is_told(repo: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("text", [b"project: [\n", b"\xff\xfe", b"just text"])
+def test_a_store_file_that_is_no_yaml_is_told(repo: Path, text: bytes) -> None:
+    (repo / "feature_store.yaml").write_bytes(text)
+    with pytest.raises(ConfigError, match=r"feature_store.yaml(: offline_store.type None| is no store file)"):
+        offline_of(repo)
+
+
 def test_the_repository_is_found_from_where_people_stand(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repo.parent)
     assert repository.repository() == repo

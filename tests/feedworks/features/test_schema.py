@@ -130,6 +130,8 @@ def test_a_hand_that_edits_the_file_changes_nothing() -> None:
         honest.model_copy(update={"training_only": False, "name": "extras"}),
         view(ONBOARDING.name, "innocent"),
         view(USER_PROFILE.name, "activity", "content_item"),
+        view(USER_PROFILE.name, "activity", "lt7"),
+        view(USER_PROFILE.name, "label_start"),
         view("mine", "a", training_only=True),
     ]
     for each in edited:

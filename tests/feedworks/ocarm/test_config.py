@@ -29,6 +29,7 @@ def test_an_architecture_round_trips() -> None:
         (["samples.horizons=2"], "1, 7, 30"),
         (["samples.horizons="], "rising"),
         (["samples.idle_days=0"], "more than 0"),
+        (["samples.content_days=1000000000"], "1 to 10000"),
         (["samples.max_history=0"], "1 to"),
         (["samples.valid_share=0.5", "samples.test_share=0.5"], "learn from"),
         (["model.width=10", "model.num_heads=4"], "multiple of num_heads"),
