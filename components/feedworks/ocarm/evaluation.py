@@ -39,7 +39,7 @@ from feedworks.ocarm.config import OcarmConfig
 FloatArray = npt.NDArray[np.float64]
 BASE, OURS, UPPER = "base", "ocarm", "upper"
 GAIN = f"gain/{OURS}/auc"
-GROUPS = ("user", "idle")
+GROUPS = ("user", "idle", "split")
 CONFIDENCE = 0.95
 
 
@@ -77,7 +77,7 @@ class Evaluated(NamedTuple):
         per_seed: arm, seed, then AUC for each horizon.
         calibration: horizon -> arm -> bins on test.
         similarity: horizon -> bins on validation.
-        groups: what GAUC was taken within, `user` or `idle` for each horizon.
+        groups: what GAUC was taken within, `user`, `idle` or `split` for each horizon.
     """
 
     metrics: dict[str, float]
@@ -215,13 +215,15 @@ def _add_quality(found: Evaluated, seen: Seen, days: int, auc: _Horizon, num_bin
 
 
 def _groups(seen: Seen) -> tuple[str, npt.NDArray[np.int64]]:
-    """Users where enough of them have both labels to say something, else idle times."""
+    """Users where enough of them have both labels to say something, else idle times, else all rows."""
     _, user_N, count_U = np.unique(seen.user_N, return_inverse=True, return_counts=True)
     positive_U = np.bincount(user_N, weights=seen.any)
     both_U = (positive_U > 0) & (positive_U < count_U)
     if count_U[both_U].sum() >= 0.1 * len(user_N):
         return GROUPS[0], seen.user_N
-    return GROUPS[1], seen.idle_N
+    if any(len(np.unique(seen.any[seen.idle_N == bucket])) == 2 for bucket in np.unique(seen.idle_N)):
+        return GROUPS[1], seen.idle_N
+    return GROUPS[2], np.zeros_like(seen.user_N)
 
 
 def _add_gains(found: Evaluated, auc_of: Mapping[int, _Horizon]) -> None:
@@ -263,6 +265,8 @@ def _entropy(label_N: FloatArray, logit: FloatArray) -> FloatArray:
 
 
 def _interval(mean: float, drawn_S: FloatArray) -> Interval:
+    if np.isnan(drawn_S).all():  # no draw had both labels, or a gap to recover
+        return Interval(float(mean), float(mean), float(mean))
     low, high = np.nanquantile(drawn_S, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(mean), float(low), float(high))
 

@@ -145,6 +145,24 @@ def test_one_class_is_no_comparison(tmp_path: Path) -> None:
         evaluate_arms(predictions(logit_N, rows), tmp_path, CONFIG)
 
 
+def test_a_run_is_not_lost_where_no_group_has_both_labels_and_no_arm_says_anything(tmp_path: Path) -> None:
+    """Everybody once, and who was away for long never came back; every arm gives everybody the same."""
+    logit_N, rows = truth()
+    away_N = np.where(rows["lt1"].to_numpy() > 0, 2, 90) * DAY_US
+    last = pa.array(rows["bid_time"].cast(pa.int64()).to_numpy() - away_N)
+    for name, column in (("user_id", pa.array(np.arange(NUM_ROWS))), ("aggregated_time", last)):
+        rows = rows.set_column(rows.column_names.index(name), name, column)
+    pq.write_table(rows, tmp_path / "observables.parquet")
+    said = predictions(logit_N, rows)
+    flat = pa.array(np.zeros(len(said)))
+    for name in ("logit_lt1", "logit_lt7"):
+        said = said.set_column(said.column_names.index(name), name, flat)
+    found = evaluate_arms(said, tmp_path, CONFIG)
+    assert found.groups == {1: "split", 7: "split"}
+    assert found.metrics["test/base/gauc@1"] == found.metrics["test/base/auc@1"] == 0.5
+    assert found.recovered[1] == Interval(0.0, 0.0, 0.0)
+
+
 def test_the_page_loads_nothing_and_shows_every_arm(found: Evaluated, tmp_path: Path) -> None:
     history = [{"epoch": 0.0, "step": 1.0, "train/loss": 0.7, "valid/auc": 0.6}]
     write_report(tmp_path / "report.html", found, {"teacher": history, "student": history}, CONFIG)
