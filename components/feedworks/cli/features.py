@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def features() -> None:
     """Apply, fill, read and check the feature store.
 
     \b
+    feedworks features build                      event logs -> feature tables
     feedworks features apply                      register views and services
     feedworks features materialize START END      offline tables -> online store
     feedworks features push --rate 1000           replay live rooms, count what is lost
@@ -48,6 +50,38 @@ def features() -> None:
     repository, such as redis.yaml. The tables lie in its folder data/tables, or where FEEDWORKS_FEATURES
     says.
     """  # noqa: D301 - click keeps the lines of a paragraph that begins with this character
+
+
+@features.command(short_help="Make the feature tables from event logs.")
+@click.option(
+    "--data",
+    "source",
+    default="synthetic",
+    show_default=True,
+    help="A retention data folder, a folder of raw files that a known data set left, or `synthetic`.",
+)
+@click.option("--out", type=FOLDER, help="Where they go; data/tables of the repository if not said.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting samples.* of OCARM; repeatable."
+)
+@repo_option
+def build(source: str, out: Path | None, overrides: tuple[str, ...], repo: Path | None) -> None:
+    """Make the tables of users, items and authors from event logs, as a run of OCARM does.
+
+    The log is checked first. Earlier tables are replaced as a whole.
+    """
+    from feedworks.datasets.folder import open_data
+    from feedworks.features.repo import repository, tables_folder
+    from feedworks.ocarm import config, samples
+    from feedworks.validation.gate import require_valid
+
+    cfg = config.resolve("small", overrides)
+    target = out or tables_folder(repository(repo))
+    with tempfile.TemporaryDirectory() as scratch:
+        data = open_data(source, Path(scratch) / "data", kind="retention")
+        require_valid(data, None, kind="retention")
+        samples.build_samples(data, Path(scratch) / "samples", target, cfg.samples)
+    click.echo(f"wrote {target}; next: feedworks features apply")
 
 
 @features.command()

@@ -21,6 +21,8 @@ from feedworks.errors import ConfigError, DataError, ModelError
 from feedworks.storage import read_json, write_json
 
 FEATURES_FILE = "features.json"
+# A hundred years: ages in microseconds stay far below 2^63.
+MAX_TTL_S = 3_155_760_000
 _SCALARS: dict[str, pa.DataType] = {
     "int32": pa.int32(),
     "int64": pa.int64(),
@@ -69,7 +71,7 @@ class ViewSchema(_Schema):
 
     name: str = Field(min_length=1)
     entity: str = Field(min_length=1)
-    ttl_s: int = Field(gt=0)
+    ttl_s: int = Field(gt=0, le=MAX_TTL_S)
     training_only: bool
     features: tuple[FeatureSchema, ...] = Field(min_length=1, strict=False)
 

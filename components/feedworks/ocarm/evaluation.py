@@ -41,6 +41,8 @@ BASE, OURS, UPPER = "base", "ocarm", "upper"
 GAIN = f"gain/{OURS}/auc"
 GROUPS = ("user", "idle", "split")
 CONFIDENCE = 0.95
+# Weights of bootstrap samples held at a time: 64 MB.
+MAX_WEIGHTS = 8_000_000
 
 
 class SimilarityBin(NamedTuple):
@@ -187,12 +189,19 @@ def _bootstrap(seen: Seen, num_samples: int, seed: int, days: int) -> _Horizon:
     num_users, num_seeds = int(user_N.max()) + 1, len(seen.similarity_KN)
     count_SU = rng.multinomial(num_users, np.full(num_users, 1 / num_users), size=num_samples)
     count_SK = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=num_samples)
-    weight_SN = count_SU[:, user_N]
+    at_once = max(1, MAX_WEIGHTS // len(user_N))
+    parts = range(0, num_samples, at_once)
     drawn, plain = {}, {}
     ones_1N = np.ones((1, len(user_N)))
     for arm, logit_KN in seen.logit_KN.items():
         plain[arm] = np.array([weighted_aucs(seen.any, one_N, ones_1N)[0] for one_N in logit_KN])
-        auc_SK = np.stack([weighted_aucs(seen.any, one_N, weight_SN) for one_N in logit_KN], axis=1)
+        auc_SK = np.concatenate(
+            [
+                np.stack([weighted_aucs(seen.any, one_N, weight_PN) for one_N in logit_KN], axis=1)
+                for start in parts
+                for weight_PN in [count_SU[start : start + at_once, user_N]]
+            ]
+        )
         drawn[arm] = (auc_SK * count_SK).sum(axis=1) / num_seeds
     return _Horizon(drawn, plain)
 

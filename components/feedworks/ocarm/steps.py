@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 
 from feedworks.configuration import to_json
 from feedworks.contracts.files import read_file
-from feedworks.errors import ModelError
 from feedworks.features.refresh import Refreshed, refresh
 from feedworks.features.schema import FEATURES_FILE
 from feedworks.features.training_set import TrainingSet, build_training_set
@@ -188,10 +187,9 @@ def package(
     """One folder with all that serving needs, and a model card.
 
     Raises:
-        ModelError: the audit was not clean, or the student may not be served.
+        ModelError: the audit was not clean or of another student, or this one may not be served.
     """
-    if not read_json(verdict / student_audit.VERDICT)["clean"]:
-        raise ModelError(f"{verdict}: the audit of the student was not clean; see the page in it")
+    student_audit.require_cleared(verdict, student)
     metrics = read_json(evaluation / "metrics.json")
     with atomic_folder(out_dir) as folder:
         return Packaged(write_package(folder, student, observables, cfg, metrics))

@@ -1,6 +1,6 @@
 """OCARM (arXiv 2604.25839): proof that what is known only after the decision cannot reach the student.
 
-verdict.json   {"clean": bool, "checks": [{"name", "passed", "detail"}]}
+verdict.json   {"clean": bool, "student": sha256 of its weights, "checks": [{"name", "passed", "detail"}]}
 verdict.html   the same as a page
 
 Six checks, each of which fails in a test: the arguments of the student's `forward`; the inputs of its
@@ -32,8 +32,8 @@ from feedworks.ocarm.packaging import teacher_names
 from feedworks.ocarm.predictor import load_student, read_architecture
 from feedworks.ocarm.priors import OBSERVABLES
 from feedworks.reports.html import Report
-from feedworks.storage import write_json
-from feedworks.training.checkpoint import load_tensors
+from feedworks.storage import read_json, write_json
+from feedworks.training.checkpoint import WEIGHTS, load_tensors
 
 VERDICT, PAGE = "verdict.json", "verdict.html"
 NUM_ROWS = 64
@@ -91,10 +91,31 @@ def audit_student(student: Path, teacher: Path, observables: Path, out_dir: Path
             *_check_model(student, observables),
         )
     )
-    facts = {"clean": verdict.clean, "checks": [check._asdict() for check in verdict.checks]}
+    checks = [check._asdict() for check in verdict.checks]
+    facts = {"clean": verdict.clean, "student": weights_digest(student), "checks": checks}
     write_json(out_dir / VERDICT, facts)
     _write_page(out_dir / PAGE, verdict)
     return verdict
+
+
+def require_cleared(verdict: Path, student: Path) -> None:
+    """Check that the verdict in a folder is clean and is about these weights.
+
+    Raises:
+        ModelError: it is not, or it is about another student.
+        DataError: there is none.
+    """
+    facts = read_json(verdict / VERDICT)
+    if not facts["clean"]:
+        raise ModelError(f"{verdict}: the audit of the student was not clean; see {PAGE} in it")
+    if facts["student"] != weights_digest(student):
+        raise ModelError(f"{verdict} is about another student than {student}; audit this one")
+
+
+def weights_digest(student: Path) -> str:
+    """The sha256 of a model folder's weights."""
+    with (student / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_columns(student: Path, observables: Path) -> Check:

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from feedworks.cli import cli
 from feedworks.contracts.features import AD_CONTEXT, USER_PROFILE, FeatureTable
 from feedworks.contracts.files import write_table
+from feedworks.contracts.synthetic_retention import write_synthetic_retention
 from feedworks.contracts.tables import EVENT_TIME
 from feedworks.errors import ConfigError, DataError, FeedworksError, ModelError
 
@@ -82,6 +83,14 @@ def test_from_a_clean_clone_to_an_answer(repo: Path, features: Features) -> None
     assert second["interaction_aggregates"] == {"status": "missing"}
     assert second["ad_context"]["status"] == "stale"
     assert third["user_profile"] == {"status": "missing"}
+
+
+def test_event_logs_become_tables_that_keep_their_contracts(repo: Path, features: Features) -> None:
+    write_synthetic_retention(repo.parent / "log", num_users=150, num_items=300)
+    said = features("build", "--data", str(repo.parent / "log")).output
+    assert f"wrote {repo / 'data' / 'tables'}" in said
+    assert "interaction_aggregates: " in features("validate").output
+    features("build", "--data", str(repo.parent / "log"), "--set", "samples.idle=3", raises=ConfigError)
 
 
 def test_lists_and_nulls_are_printed(repo: Path, features: Features) -> None:
@@ -155,7 +164,7 @@ def test_wrong_words_are_told(words: tuple[str, ...], told: str) -> None:
     assert told in result.output
 
 
-@pytest.mark.parametrize("command", ["apply", "materialize", "get", "validate"])
+@pytest.mark.parametrize("command", ["build", "apply", "materialize", "get", "validate"])
 def test_help_says_what_it_does(command: str, features: Features) -> None:
     said = features(command, "--help").output
     assert "--repo" in said

@@ -95,6 +95,14 @@ def test_two_columns_of_one_name_are_refused() -> None:
             {"views": [{"name": "v", "entity": "e", "ttl_s": 0, "training_only": False, "features": []}]},
             "ttl",
         ),
+        (
+            {
+                "views": [
+                    {"name": "v", "entity": "e", "ttl_s": 10**18, "training_only": False, "features": []}
+                ]
+            },
+            "ttl",
+        ),
     ],
 )
 def test_a_damaged_file_is_told(change: dict[str, object], reason: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from feedworks.features.schema import ServiceSchema
 from feedworks.ocarm import student_audit
 from feedworks.ocarm.data import Content, Observable, content, observables
 from feedworks.ocarm.model import Student, Teacher
-from feedworks.ocarm.student_audit import audit_student
+from feedworks.ocarm.student_audit import audit_student, require_cleared
 from feedworks.storage import read_json, write_json
 from feedworks.training.checkpoint import load_tensors, save_tensors
 
@@ -61,6 +61,18 @@ def test_a_student_is_clean(folders: Path) -> None:
     _, inputs = found["exported program"]
     assert all(field.lower() in inputs for field in Observable._fields)
     assert all(name in found["poison"][1] for name in ("content_item", "lt1", "label_start"))
+
+
+def test_a_verdict_clears_the_student_that_it_is_about(copied: Path) -> None:
+    audit(copied)
+    require_cleared(copied, copied / "student")
+    served.write_student(copied / "other", seed=7)
+    with pytest.raises(ModelError, match="is about another student"):
+        require_cleared(copied, copied / "other")
+    facts = read_json(copied / "verdict.json")
+    write_json(copied / "verdict.json", facts | {"clean": False})
+    with pytest.raises(ModelError, match="was not clean"):
+        require_cleared(copied, copied / "student")
 
 
 def test_the_teacher_s_service_is_seen(copied: Path) -> None:
