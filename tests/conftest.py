@@ -8,6 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine draws examples slowly, which says nothing about what they test.
+settings.register_profile("feedworks", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("feedworks")
 
 # Before torch is imported: on tensors this small a second thread only waits, and on a busy machine it waits
 # whole time slices (one test took 2 s with one thread and over 100 s with two).
