@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from feedworks.errors import ConfigError
 from feedworks.training.batches import num_rows
 from feedworks.training.checkpoint import load_state
-from feedworks.training.processes import expected_warnings, launch
+from feedworks.training.processes import expected_warnings, flushed_denormals, launch
 from feedworks.training.run import Batches, Evaluate, Run
 from feedworks.training.settings import TrainConfig
 from feedworks.training.state import Position, StateStore
@@ -88,7 +88,8 @@ def fit(
     if (done := _finished(store, facts, module)) is not None:
         return done
     fabric = launch(config)
-    with expected_warnings(), store.locked() if fabric.is_global_zero else nullcontext():
+    lock = store.locked() if fabric.is_global_zero else nullcontext()
+    with expected_warnings(), flushed_denormals(), lock:
         fabric.barrier()
         if (done := _finished(store, facts, module)) is not None:
             return done  # by the run that held the lock until now

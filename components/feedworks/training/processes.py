@@ -46,10 +46,22 @@ def launch(config: TrainConfig) -> Any:
         precision=config.precision,
     )
     fabric.launch()
-    # Adam's moments of embedding rows that get no gradient decay through the denormal range, where a CPU is
-    # slower: 10 ms against 6 ms for one step of fused AdamW over denormal moments.
-    torch.set_flush_denormal(True)
     return fabric
+
+
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Take denormal numbers as zero inside the block, and as before after it.
+
+    Adam's moments of embedding rows that get no gradient decay through the denormal range, where a CPU is
+    slower: 10 ms against 6 ms for one step of fused AdamW over denormal moments.
+    """
+    before = torch.tensor(1e-40).mul(1).item() == 0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 @contextmanager

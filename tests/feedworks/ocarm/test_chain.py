@@ -136,10 +136,9 @@ def test_a_killed_run_goes_on_where_it_was(data: Path, tmp_path: Path, runs: dic
         text=True,
     )
     assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("train_student: started"):
-            break
-    process.kill()
+    with process.stderr as said:
+        assert any(line.startswith("train_student: started") for line in said)
+        process.kill()
     process.wait()
     again = run_ocarm(data, tmp_path)
     assert again.returncode == 0, again.stderr[-2000:]

@@ -12,6 +12,7 @@ from feedworks.contracts.features import AUTHOR_PROFILE, ITEM_PROFILE
 from feedworks.contracts.files import read_table
 from feedworks.contracts.retention import CATALOGUE, EVENTS
 from feedworks.contracts.synthetic_retention import write_synthetic_retention
+from feedworks.ocarm import event_log
 from feedworks.ocarm.event_log import read_blocks
 from feedworks.ocarm.item_tables import ItemTables
 
@@ -22,9 +23,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("block_events", [100, 10**9])
-def test_every_row_counts_the_week_before_it(data: Path, tmp_path: Path, block_events: int) -> None:
+def test_every_row_counts_the_week_before_it(
+    data: Path, tmp_path: Path, block_events: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_log, "BLOCK_EVENTS", block_events)
     tables = ItemTables(data)
-    for events in read_blocks(data, block_events=block_events):
+    for events in read_blocks(data):
         tables.add(events)
     tables.write(tmp_path)
     items = read_table(CATALOGUE, data, ["item_id", "author_id", "category"]).to_pandas()

@@ -61,6 +61,16 @@ def test_fit_is_the_plain_loop_bit_for_bit(tmp_path):
     assert not module.training
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_denormal_numbers_are_afterwards_what_they_were(tmp_path, before):
+    torch.set_flush_denormal(before)
+    try:
+        toy.train(tmp_path / "s", SHORT, evaluate=None)
+        assert (torch.tensor(1e-40).mul(1).item() == 0) is before
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_history_has_one_row_per_epoch_and_no_clock(tmp_path):
     _, first = toy.train(tmp_path / "a", SHORT)
     _, second = toy.train(tmp_path / "b", SHORT)
