@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from feedworks.contracts.features import SERVICES, STUDENT_SERVICE, TEACHER_SERVICE, FeatureTable
 from feedworks.contracts.files import ROW_GROUP_ROWS, read_table, write_table
-from feedworks.contracts.retention import CATALOGUE, SAMPLES
+from feedworks.contracts.retention import CATALOGUE, CONTENT_FILE, OBSERVABLES_FILE, SAMPLES
 from feedworks.errors import DataError
 from feedworks.features.definitions import define
 from feedworks.features.schema import ServiceSchema
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from feast import FeatureStore
 
-OBSERVABLES_FILE = "observables.parquet"
-CONTENT_FILE = "content.parquet"
 PROJECT = "feedworks"
 _ROW, _TIME = "__row", "event_timestamp"
 

@@ -16,13 +16,13 @@ import torch
 
 from feedworks.configuration import to_json
 from feedworks.contracts.features import FEATURE_TABLES, STUDENT_SERVICE
+from feedworks.contracts.retention import OBSERVABLES_FILE
 from feedworks.contracts.tables import Column
 from feedworks.features.schema import ServiceSchema
 from feedworks.ocarm.config import Architecture, Sizes, resolve
 from feedworks.ocarm.data import ItemTable
 from feedworks.ocarm.model import Student, filled
 from feedworks.ocarm.packaging import write_package
-from feedworks.ocarm.priors import OBSERVABLES
 from feedworks.storage import atomic_folder
 from feedworks.training.checkpoint import save_model
 
@@ -68,7 +68,7 @@ def write_random_package(folder: Path, tables: Tables, seed: int) -> Path:
     num_users = len(tables[SCHEMA.views[0].name])
     columns = {f.name: tables[view.name][f.name] for view in SCHEMA.views for f in view.features}
     columns |= {f"lt{days}": rng.random(num_users) for days in CONFIG.samples.horizons}
-    pq.write_table(pa.table({**columns, "split": ["train"] * num_users}), observables / OBSERVABLES)
+    pq.write_table(pa.table({**columns, "split": ["train"] * num_users}), observables / OBSERVABLES_FILE)
     sizes = Sizes(num_items=NUM_ITEMS + 1, vector_width=VECTOR_WIDTH)
     torch.manual_seed(seed)
     model = Student(Architecture(model=CONFIG.model, samples=CONFIG.samples, sizes=sizes))

@@ -15,13 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from feedworks.contracts.retention import label_of
+from feedworks.contracts.retention import OBSERVABLES_FILE, label_of
 from feedworks.errors import DataError, ModelError
 from feedworks.features.schema import ServiceSchema, ViewSchema
 from feedworks.storage import read_json, write_json
 
 FILE = "priors.json"
-OBSERVABLES = "observables.parquet"
 
 
 class Priors(NamedTuple):
@@ -50,14 +49,15 @@ class Priors(NamedTuple):
             DataError: the file is missing, or there is no training row with a label.
         """
         names = [label_of(days) for days in horizons]
+        path = observables / OBSERVABLES_FILE
         try:
-            rows = pq.read_table(observables / OBSERVABLES, columns=["split", *names, *schema.columns])
+            rows = pq.read_table(path, columns=["split", *names, *schema.columns])
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{observables / OBSERVABLES}: {error}; run the step that writes it") from None
+            raise DataError(f"{path}: {error}; run the step that writes it") from None
         rows = rows.filter(pc.equal(rows["split"], "train"))
         rates = {name: pc.mean(rows[name]).as_py() for name in names}
         if unknown := sorted(name for name, rate in rates.items() if rate is None):
-            raise DataError(f"{observables / OBSERVABLES}: no training row has the label {unknown[0]}")
+            raise DataError(f"{path}: no training row has the label {unknown[0]}")
         missing = {view.name: _missing_share(rows, view) for view in schema.views}
         return cls(len(rows), rates, missing)
 

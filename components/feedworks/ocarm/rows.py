@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from feedworks.contracts.retention import SPLITS, label_of
+from feedworks.contracts.retention import CONTENT_FILE, OBSERVABLES_FILE, SPLITS, label_of
 from feedworks.errors import DataError, ModelError
 from feedworks.ocarm.columns import IntArray
 from feedworks.ocarm.config import Architecture, OcarmConfig, Sizes
@@ -25,8 +25,6 @@ from feedworks.storage import atomic_folder
 from feedworks.training.checkpoint import read_tensors, write_tensors
 from feedworks.training.seed import numpy_generator
 
-OBSERVABLES_FILE = "observables.parquet"
-CONTENT_FILE = "content.parquet"
 VECTORS_FILE = "teacher_vectors.parquet"
 START_FILE = "start.safetensors"
 # The window's times stand beside the samples; the teacher needs them to cut content into days.

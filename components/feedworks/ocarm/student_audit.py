@@ -23,14 +23,13 @@ import torch
 from torch import Tensor
 
 from feedworks.contracts.features import FEATURE_TABLES, ONBOARDING
-from feedworks.contracts.retention import SAMPLES
+from feedworks.contracts.retention import OBSERVABLES_FILE, SAMPLES
 from feedworks.errors import FeedworksError, ModelError
 from feedworks.features.schema import FEATURES_FILE, ServiceSchema, training_only_columns, type_name
 from feedworks.ocarm.data import Content, ItemTable, Observable, observables
 from feedworks.ocarm.model import Student
 from feedworks.ocarm.packaging import teacher_names
 from feedworks.ocarm.predictor import load_student, read_architecture
-from feedworks.ocarm.priors import OBSERVABLES
 from feedworks.reports.html import Report
 from feedworks.storage import read_json, write_json
 from feedworks.training.checkpoint import WEIGHTS, load_tensors
@@ -139,7 +138,7 @@ def check_columns(student: Path, observables: Path) -> Check:
     ]
     if foreign:
         return Check(name, False, f"not of the contracts: {', '.join(foreign)}")
-    table = pq.read_schema(observables / OBSERVABLES).names
+    table = pq.read_schema(observables / OBSERVABLES_FILE).names
     if leaked := sorted(training_only_columns() & set(table)):
         return Check(name, False, f"the training table holds {', '.join(leaked)}")
     count = len(schema.columns)
@@ -212,7 +211,7 @@ def _check_model(student: Path, folder: Path) -> tuple[Check, ...]:
     """The checks that run the student; they fail together where it cannot be loaded."""
     try:
         model, catalogue = load_student(student), ItemTable.read(folder)
-        rows = pq.read_table(folder / OBSERVABLES).slice(0, NUM_ROWS)
+        rows = pq.read_table(folder / OBSERVABLES_FILE).slice(0, NUM_ROWS)
         columns = {name: rows[name] for name in rows.column_names}
         observable = observables(columns, catalogue, model.architecture)
     except FeedworksError as error:

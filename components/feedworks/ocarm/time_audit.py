@@ -25,15 +25,13 @@ from feedworks.contracts.features import (
     STUDENT_SERVICE,
     FeatureTable,
 )
-from feedworks.contracts.retention import HORIZONS, SAMPLES, SPLITS, label_of
+from feedworks.contracts.retention import CONTENT_FILE, HORIZONS, OBSERVABLES_FILE, SAMPLES, SPLITS, label_of
 from feedworks.errors import DataError
 from feedworks.ocarm.config import SamplesConfig
 from feedworks.ocarm.event_log import DAY_US, SECOND_US, IntArray
 from feedworks.reports.html import Report
 from feedworks.storage import write_json
 
-OBSERVABLES_FILE = "observables.parquet"
-CONTENT_FILE = "content.parquet"
 REPORT, SUMMARY = "times.html", "times.json"
 MAX_EXAMPLES = 3
 # A time in seconds or milliseconds would lie in January 1970, before any bid, and prove nothing.
