@@ -1,19 +1,14 @@
 """MaRI from candidates, or a model from outside, to a packaged twin: wiring and resources only."""
 
+from functools import partial
+
 from kfp import dsl
 
 from feedworks.mari import component
+from feedworks.task_resources import ask
 
-GPU_TYPE = "nvidia.com/gpu"
-CACHE_VERSION = "1"  # raise it when a step computes something else from the same inputs
-
-
-def _resources(task, *, cpu, memory, num_gpus=None, retries=1, cached=True):
-    task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
-    task.set_retry(retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
-    task.set_caching_options(cached, cache_key=CACHE_VERSION if cached else None)
-    if num_gpus is not None:
-        task.set_accelerator_type(GPU_TYPE).set_accelerator_limit(num_gpus)
+# Raise the version when a step computes something else from the same inputs.
+_resources = partial(ask, cache_version="1")
 
 
 @dsl.pipeline(name="mari", description=__doc__)

@@ -1,19 +1,14 @@
 """OCARM from event logs to a packaged student and its features online: wiring and resources only."""
 
+from functools import partial
+
 from kfp import dsl
 
 from feedworks.ocarm import component
+from feedworks.task_resources import ask
 
-GPU_TYPE = "nvidia.com/gpu"
-CACHE_VERSION = "1"  # raise it when a step computes something else from the same inputs
-
-
-def _resources(task, *, cpu, memory, num_gpus=None, retries=1, cached=True):
-    task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
-    task.set_retry(retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
-    task.set_caching_options(cached, cache_key=CACHE_VERSION if cached else None)
-    if num_gpus is not None:
-        task.set_accelerator_type(GPU_TYPE).set_accelerator_limit(num_gpus)
+# Raise the version when a step computes something else from the same inputs.
+_resources = partial(ask, cache_version="1")
 
 
 @dsl.pipeline(name="ocarm", description=__doc__)
@@ -70,11 +65,6 @@ def pipeline(
     passed = component.gate(**evaluation, **settings)
     _resources(passed, cpu="100m", memory="1Gi", cached=False)
     with dsl.If(passed.output == True, name="good-enough"):  # noqa: E712
-        packaged = component.package(
-            student=trained.output,
-            verdict=verdict.outputs["verdict"],
-            **observables,
-            **evaluation,
-            **settings,
-        )
+        results = evaluation | {"verdict": verdict.outputs["verdict"]}
+        packaged = component.package(student=trained.output, **observables, **results, **settings)
         _resources(packaged, cpu="1", memory="4Gi", retries=2, cached=False)
