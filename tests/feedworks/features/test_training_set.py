@@ -202,6 +202,15 @@ def test_a_training_set_holds_samples_and_features(folders: Path) -> None:
     assert CATALOGUE.path(folders / "observables").is_file()
 
 
+def test_observables_are_those_of_the_bid_and_not_a_microsecond_later(folders: Path) -> None:
+    for contract in STUDENT:
+        write(contract, folders / "tables", [1, 2, 3], [START + DAY, START + DAY + 1, START + 2 * DAY])
+    build(folders)
+    table = pq.read_table(folders / "observables" / "observables.parquet")
+    for name in ("history_item", "num_returns", "activity"):
+        assert table[name].is_valid().to_pylist() == [True, False, False], name
+
+
 def test_content_stands_apart_as_of_the_end_of_its_window(folders: Path) -> None:
     build(folders)
     table = pq.read_table(folders / "content" / "content.parquet")
