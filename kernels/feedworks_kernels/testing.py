@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from feedworks_kernels._dispatch import VARIABLE
+from feedworks_kernels.summary_attention.pattern import Rows
 
 # Relative and absolute, against an fp64 result.
 TOLERANCE = {
@@ -93,6 +94,38 @@ def random_layer(
     return {name: tensor.to(dtype) for name, tensor in floats.items()} | {
         "request_B": request_B.sort().values if num_requests else None
     }
+
+
+def random_rows(
+    generator: torch.Generator,
+    sizes: tuple[int, int, int, int, int],
+    *,
+    chunk: int,
+    summaries: int = 1,
+    unfinished: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Rows, Rows]:
+    """Draw the text and summary rows of `summary_attention`, standard normal.
+
+    Args:
+        generator: random numbers.
+        sizes: B sequences, H query heads, G key and value heads, T text rows, D head width.
+        chunk: text rows per chunk.
+        summaries: summary rows per chunk.
+        unfinished: a last chunk of less than `chunk` rows has summaries.
+        dtype: type of all.
+    """
+    num_sequences, num_heads, num_groups, num_text, width = sizes
+    num_chunks = -(-num_text // chunk) if unfinished else num_text // chunk
+
+    def normal(heads: int, rows: int) -> Tensor:
+        shape = (num_sequences, heads, rows, width)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    def drawn(rows: int) -> Rows:
+        return Rows(normal(num_heads, rows), normal(num_groups, rows), normal(num_groups, rows))
+
+    return drawn(num_text), drawn(summaries * num_chunks)
 
 
 def concatenated_linear(layer: Mapping[str, Tensor | None], activation: str) -> Tensor:

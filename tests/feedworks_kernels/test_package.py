@@ -24,7 +24,7 @@ def test_every_exported_function_is_documented_and_typed():
             assert set(hints) == {*inspect.signature(member).parameters, "return"}
 
 
-@pytest.mark.parametrize("op", ["beam_step", "residual_quantize", "user_item_linear"])
+@pytest.mark.parametrize("op", ["beam_step", "residual_quantize", "summary_attention", "user_item_linear"])
 def test_dispatch(op, monkeypatch):
     monkeypatch.delenv(_dispatch.VARIABLE, raising=False)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
