@@ -4,17 +4,24 @@ Depends on torch (and triton where installed) alone. `FEEDWORKS_KERNELS=referenc
 """
 
 from feedworks_kernels.beam_step import BeamStep, beam_step
-from feedworks_kernels.residual_quantize import ResidualCodes, residual_quantize
+from feedworks_kernels.residual_quantize import (
+    ProductCodes,
+    ResidualCodes,
+    product_quantize,
+    residual_quantize,
+)
 from feedworks_kernels.summary_attention import Rows, SummaryAttention, first_chunks, summary_attention
 from feedworks_kernels.user_item_linear import user_item_linear, user_partial_linear
 
 __all__ = [
     "BeamStep",
+    "ProductCodes",
     "ResidualCodes",
     "Rows",
     "SummaryAttention",
     "beam_step",
     "first_chunks",
+    "product_quantize",
     "residual_quantize",
     "summary_attention",
     "user_item_linear",

@@ -15,6 +15,7 @@ from feedworks_kernels.testing import assert_close, forced, poisoned_memory, ran
 # The package's attribute `beam_step` is the function.
 eager = importlib.import_module("feedworks_kernels.beam_step.eager")
 best = importlib.import_module("feedworks_kernels.beam_step.best")
+registration = importlib.import_module("feedworks_kernels.beam_step.registration")
 FORMS = ("reference", "eager")
 NORMALISE = ("codebook", "children")
 
@@ -45,8 +46,9 @@ def test_hand_worked_step(form):
     width=st.sampled_from([1, 2, 7, 64, 256]),
     normalise=st.sampled_from(NORMALISE),
     scale=st.sampled_from([1.0, 30.0, 300.0]),
+    per_beam=st.sampled_from([None, 1, 3, 64]),
 )
-def test_eager_equals_reference(seed, num_searches, num_beams, num_codes, width, normalise, scale):
+def test_eager_equals_reference(seed, num_searches, num_beams, num_codes, width, normalise, scale, per_beam):
     generator = torch.Generator().manual_seed(seed)
     level = random_level(generator, 5, num_codes)
     logits = scale * torch.randn(num_searches, num_beams, num_codes, generator=generator).double()
@@ -57,9 +59,9 @@ def test_eager_equals_reference(seed, num_searches, num_beams, num_codes, width,
     empty = torch.rand(score.shape, generator=generator) < 0.3
     score[empty], logits[empty], node[empty] = -torch.inf, torch.nan, 10**9  # none of them is read
     with forced("reference"):
-        expected = beam_step(logits, score, node, *level, width, normalise)
+        expected = beam_step(logits, score, node, *level, width, normalise, per_beam=per_beam)
     with forced("eager"), poisoned_memory():
-        got = beam_step(logits, score, node, *level, width, normalise)
+        got = beam_step(logits, score, node, *level, width, normalise, per_beam=per_beam)
     assert_close(got.score_BW, expected.score_BW, torch.float64)
     for mine, theirs in zip(got[1:], expected[1:], strict=True):
         assert torch.equal(mine, theirs)
@@ -138,6 +140,43 @@ def test_equal_scores_stand_in_order_of_parent_then_code(form, num_codes):
     assert step.code_BW.tolist() == [[*range(num_codes), 0, 1]] * 2
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("normalise", NORMALISE)
+def test_a_beam_places_no_more_children_than_asked_for(form, normalise):
+    logits = torch.tensor([[[3.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0]]])
+    level, node = (torch.tensor([0, 4]), torch.arange(4)), torch.zeros(1, 2, dtype=torch.int64)
+    with forced(form):
+        step = beam_step(logits, torch.zeros(1, 2), node, *level, 6, normalise, per_beam=2)
+    assert step.parent_BW.tolist() == [[0, 1, 1, 0, 0, 0]]
+    assert step.code_BW.tolist() == [[0, 0, 1, 1, 0, 0]]
+    assert step.score_BW.isfinite().sum() == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.* is deprecated:FutureWarning")  # torch's own
+@pytest.mark.parametrize("normalise", NORMALISE)
+@pytest.mark.parametrize("per_beam", [None, 3])
+def test_one_node_of_torch(normalise, per_beam):
+    generator = torch.Generator().manual_seed(8)
+    level = random_level(generator, 8, 40)
+    arguments = torch.randn(2, 4, 40, generator=generator), -torch.rand(2, 4), torch.arange(8).view(2, 4)
+    torch.library.opcheck(registration.beam_step, (*arguments, *level, 9, normalise, per_beam))
+
+    def run(logits, score, node):
+        return beam_step(logits, score, node, *level, 9, normalise, per_beam=per_beam)
+
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    for got, expected in zip(compiled(*arguments), run(*arguments), strict=True):
+        assert torch.equal(got, expected)
+
+    class Step(torch.nn.Module):
+        def forward(self, logits, score, node):
+            return run(logits, score, node)
+
+    program = torch.export.export(Step(), arguments).run_decompositions({})
+    names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert names.count("feedworks.beam_step.default") == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("normalise", NORMALISE)
 def test_lower_precision_is_computed_in_fp32(dtype, normalise):
@@ -213,6 +252,7 @@ def valid_arguments():
         ({"child_start": torch.tensor([0, 3])}, "child_start: a node's children end at 3, child_code at 2"),
         ({"logits_BKC": torch.zeros(2, 3, 4, device="meta")}, "one device"),
         ({"width": 0}, "width: expected at least 1"),
+        ({"per_beam": 0}, "per_beam: expected at least 1 or None"),
         ({"normalise": "vocabulary"}, "normalise: expected one of"),
     ],
 )

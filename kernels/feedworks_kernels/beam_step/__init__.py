@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from feedworks_kernels._dispatch import implementation
+from feedworks_kernels.beam_step import registration
 
 Normalise = Literal["codebook", "children"]
 _NORMALISE = get_args(Normalise)
@@ -33,13 +33,16 @@ def beam_step(
     child_code: Tensor,
     width: int,
     normalise: Normalise = "codebook",
+    *,
+    per_beam: int | None = None,
 ) -> BeamStep:
     """Extend every beam by each child of its trie node and keep the best `width` of each search.
 
     The score of a child is the beam's score plus the log-probability of the child's code. Order: score
     descending, then parent ascending, then code ascending. The children of node v are the positions
     child_start[v] .. child_start[v + 1] - 1 of `child_code`, and that position is the child's node number on
-    the next level. No gradient flows.
+    the next level. No gradient flows. While torch exports or compiles, this is one node,
+    `feedworks::beam_step`; whoever loads such a program imports `feedworks_kernels` before.
 
     Args:
         logits_BKC: float, finite or -inf (with "children" only the children's logits are read). fp64 is
@@ -51,20 +54,31 @@ def beam_step(
         width: number of beams to keep, >= 1.
         normalise: "codebook": softmax over all C codes, as the generator was trained. "children": softmax
             over the node's children only, so that the probabilities of all stored paths add up to 1.
+        per_beam: most children that one beam may place, its best in the same order; None: any number.
 
     Returns:
         BeamStep with score in fp32 (fp64 for fp64 logits) and parent, code, node in int64.
 
     Raises:
-        ValueError: shapes, types, devices or `width` do not fit, or (except on CUDA, where looking costs a
-            wait) a NaN or +inf among the logits that are read for a live beam.
+        ValueError: shapes, types, devices, `width` or `per_beam` do not fit; or a live beam has a node or
+            code that does not exist, or a NaN or +inf among the logits that are read. The CUDA kernel, where
+            looking costs a wait, takes no child of such a node or code, and gives such logits' children NaN
+            as the best score.
 
     Source: constrained beam search of arXiv 2604.25787 section 3; trie as sparse rows, arXiv 2602.22647.
     """
-    _check(logits_BKC, score_BK, node_BK, child_start, child_code, width, normalise)
+    _check(logits_BKC, score_BK, node_BK, child_start, child_code)
+    if width < 1:
+        raise ValueError(f"width: expected at least 1, got {width}")
+    if per_beam is not None and per_beam < 1:
+        raise ValueError(f"per_beam: expected at least 1 or None, got {per_beam}")
+    if normalise not in _NORMALISE:
+        raise ValueError(f"normalise: expected one of {_NORMALISE}, got {normalise!r}")
+    form = registration.beam_step if torch.compiler.is_compiling() else registration.extend
     with torch.no_grad():
-        run = implementation("beam_step", logits_BKC.device)
-        return BeamStep(*run(logits_BKC, score_BK, node_BK, child_start, child_code, width, normalise))
+        return BeamStep(
+            *form(logits_BKC, score_BK, node_BK, child_start, child_code, width, normalise, per_beam)
+        )
 
 
 def _check(
@@ -73,8 +87,6 @@ def _check(
     node_BK: Tensor,
     child_start: Tensor,
     child_code: Tensor,
-    width: int,
-    normalise: str,
 ) -> None:
     if logits_BKC.ndim != 3 or not logits_BKC.is_floating_point() or not logits_BKC.shape[2]:
         raise ValueError(
@@ -96,7 +108,3 @@ def _check(
     if others != (logits_BKC.device,) * 4:
         devices = sorted({str(device) for device in (logits_BKC.device, *others)})
         raise ValueError(f"all tensors must lie on one device, got {devices}")
-    if width < 1:
-        raise ValueError(f"width: expected at least 1, got {width}")
-    if normalise not in _NORMALISE:
-        raise ValueError(f"normalise: expected one of {_NORMALISE}, got {normalise!r}")

@@ -59,6 +59,17 @@ def best_of(score_BF: Tensor, width: int) -> Best | None:
     return Best(score_BN[:, :width], place_BN[:, :width], not most < torch.inf)
 
 
+def best_of_rows(score_PX: Tensor | None, most: int | None) -> Tensor | None:
+    """Leave the best `most` of every row, the first of equal ones, and put -inf elsewhere. A NaN stays."""
+    if score_PX is None or most is None or most >= score_PX.shape[1]:
+        return score_PX
+    least_P1 = score_PX.topk(most, dim=1).values[:, -1:]
+    better_PX, equal_PX = score_PX > least_P1, score_PX == least_P1
+    room_P1 = most - better_PX.sum(dim=1, keepdim=True)
+    kept_PX = better_PX | (equal_PX & (equal_PX.cumsum(dim=1) <= room_P1)) | score_PX.isnan()
+    return score_PX.masked_fill(~kept_PX, -torch.inf)
+
+
 def _group_size(num_searches: int, num_places: int, width: int) -> int:
     """Places of one group: a power of 2 that divides their number, such that both choices are among few."""
     size = 1

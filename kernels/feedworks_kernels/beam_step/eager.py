@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from feedworks_kernels.beam_step.best import Best, best_of
+from feedworks_kernels.beam_step.best import Best, best_of, best_of_rows
 
 # Up to this many logits one operation that does all takes less time than several that do their parts better.
 _FEW_LOGITS = 1 << 17
@@ -62,12 +62,14 @@ def beam_step(
     child_code: Tensor,
     width: int,
     normalise: str,
+    per_beam: int | None,
 ) -> tuple[Tensor, ...]:
     """Lay out, score, choose. Arguments and result as `feedworks_kernels.beam_step`, which checks them."""
     num_searches, num_codes = score_BK.shape[0], logits_BKC.shape[2]
     work = torch.float64 if logits_BKC.dtype == torch.float64 else torch.float32
     score_R = score_BK.reshape(-1).to(work)
-    table = _table(node_BK.reshape(-1), score_R, num_searches, child_start, child_code.shape[0])
+    split = per_beam is None  # else a beam's children are needed in one row
+    table = _table(node_BK.reshape(-1), score_R, num_searches, child_start, child_code.shape[0], split)
     if not table.width:
         nothing_BW = score_R.new_full((num_searches, width), -torch.inf)
         return nothing_BW, *(torch.zeros_like(nothing_BW, dtype=torch.int64) for _ in range(3))
@@ -75,16 +77,18 @@ def beam_step(
     # A family as large as the codebook is the codebook.
     whole = table.full and table.width == num_codes
     code_PX = None if whole else _codes(table, child_code, num_codes)
-    score_PX = _scores(beams, table, code_PX)
+    score_PX = best_of_rows(_scores(beams, table, code_PX), per_beam)
     best = None if score_PX is None else best_of(score_PX.view(num_searches, -1), width)
     if best is None:
-        best = best_of(_careful_scores(beams, table, code_PX).view(num_searches, -1), width)
+        score_PX = best_of_rows(_careful_scores(beams, table, code_PX), per_beam)
+        assert score_PX is not None
+        best = best_of(score_PX.view(num_searches, -1), width)
     assert best is not None, "careful scores are no NaN"
     return _unpack(best, table, code_PX, width, score_BK.shape[1])
 
 
 def _table(
-    node_R: Tensor, score_R: Tensor, num_searches: int, child_start: Tensor, num_children: int
+    node_R: Tensor, score_R: Tensor, num_searches: int, child_start: Tensor, num_children: int, split: bool
 ) -> _Table:
     if not node_R.numel():
         return _Table(node_R, node_R, None, None, 0, False)
@@ -96,7 +100,7 @@ def _table(
         total = int(count_R.sum())
         width = total // num_beams
         width = max(4, 1 << width.bit_length()) if width < _ROUND else -(-width // _ROUND) * _ROUND
-        if num_beams * most > 4 * total and most > 2 * width:
+        if split and num_beams * most > 4 * total and most > 2 * width:
             return _split(start_R.view(num_searches, -1), count_R.view(num_searches, -1), width, childless_R)
         most = min(-(-most // _ROUND) * _ROUND, num_children)
     return _Table(start_R, count_R, None, childless_R, most, least == most)

@@ -17,6 +17,7 @@ def beam_step(
     child_code: Tensor,
     width: int,
     normalise: str,
+    per_beam: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Extend, sort, cut. Arguments and result as `feedworks_kernels.beam_step`, which checks them."""
     work = torch.float64 if logits_BKC.dtype == torch.float64 else torch.float32
@@ -36,6 +37,7 @@ def beam_step(
                 child_start,
                 child_code,
                 normalise,
+                per_beam,
             )
             for k in live
         ]
@@ -52,9 +54,15 @@ def beam_step(
 
 
 def _children(
-    logits_C: Tensor, score: Tensor, node: int, child_start: Tensor, child_code: Tensor, normalise: str
+    logits_C: Tensor,
+    score: Tensor,
+    node: int,
+    child_start: Tensor,
+    child_code: Tensor,
+    normalise: str,
+    per_beam: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, codes and node numbers of all children of one beam."""
+    """Scores, codes and node numbers of all children of one beam, or of its best."""
     low, high = int(child_start[node]), int(child_start[node + 1])
     nodes = torch.arange(low, high, device=logits_C.device)
     codes = child_code[low:high].long()
@@ -63,4 +71,6 @@ def _children(
         raise ValueError("logits: a live beam holds NaN or +inf; expected finite values or -inf")
     log_p = torch.log_softmax(read, dim=0)[wanted]
     # A softmax over logits that are all -inf is 0/0; such a beam has no possible child.
-    return score.to(logits_C.dtype) + log_p.nan_to_num(nan=-torch.inf, neginf=-torch.inf), codes, nodes
+    scores = score.to(logits_C.dtype) + log_p.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+    best = torch.sort(scores, descending=True, stable=True).indices[:per_beam].sort().values
+    return scores[best], codes[best], nodes[best]

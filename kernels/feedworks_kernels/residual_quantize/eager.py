@@ -1,6 +1,6 @@
 """residual_quantize in blocks of rows: one matrix product and one search for the least score a level.
 
-Shape letters: N vectors, M rows of one block, D width, L levels, C codes per level.
+Shape letters: N vectors, M rows of one block (in product_quantize: books), D width, L levels, C codes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ _BLOCK_ROWS = 256
 
 def residual_quantize(x_ND: Tensor, codebooks_LCD: Tensor, normalise: bool) -> tuple[Tensor, Tensor]:
     """Nearest code by |c|^2 / 2 - r.c. Arguments and result as `feedworks_kernels.residual_quantize`."""
+    work = torch.float64 if x_ND.dtype == torch.float64 else torch.float32
+    x_ND, codebooks_LCD = x_ND.to(work), codebooks_LCD.to(work)
     num_rows, (num_levels, num_codes, _) = x_ND.shape[0], codebooks_LCD.shape
     half_square_LC = torch.linalg.vector_norm(codebooks_LCD, dim=2).square_() / 2
     codes_NL = torch.empty(num_rows, num_levels, dtype=torch.int64, device=x_ND.device)
@@ -35,6 +37,17 @@ def residual_quantize(x_ND: Tensor, codebooks_LCD: Tensor, normalise: bool) -> t
                 codes_ML[:, level] = _nearest(negative_MD, codebook_CD, half_square_LC[level])
                 negative_MD += codebook_CD[codes_ML[:, level]]
     return codes_NL, negative_ND.neg_()
+
+
+def product_quantize(x_NMD: Tensor, codebooks_MCD: Tensor) -> tuple[Tensor, Tensor]:
+    """Each book in turn. Arguments and result as `feedworks_kernels.product_quantize`."""
+    work = torch.float64 if x_NMD.dtype == torch.float64 else torch.float32
+    codes_NM = torch.empty(x_NMD.shape[:2], dtype=torch.int64, device=x_NMD.device)
+    residual_NMD = torch.empty(x_NMD.shape, dtype=work, device=x_NMD.device)
+    for book, codebook_CD in enumerate(codebooks_MCD):
+        code_N1, residual_ND = residual_quantize(x_NMD[:, book], codebook_CD.unsqueeze(0), False)
+        codes_NM[:, book], residual_NMD[:, book] = code_N1[:, 0], residual_ND
+    return codes_NM, residual_NMD
 
 
 def _nearest(negative_MD: Tensor, codebook_CD: Tensor, half_square_C: Tensor) -> Tensor:
