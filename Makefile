@@ -47,8 +47,12 @@ compile: $(STAMP)  ## write pipelines/compiled/*.yaml
 serve: $(STAMP)  ## serve the model of the last demo on loopback
 	@$(BIN)/feedworks serve $(NAME) --model $(OUT)/model --port $(PORT)
 
-bench: $(STAMP)  ## JSON rows: the hot path of NAME against its peers
+bench: $(STAMP)  ## the kernels against their peers (5 minutes); NAME=recochain|mari|...: a paper's own bench
+ifeq ($(origin NAME),file)
+	@$(BIN)/python kernels/bench/run.py
+else
 	@$(BIN)/python -m feedworks.$(NAME).bench $(BENCH_$(NAME))
+endif
 
 clean:  ## remove outputs and caches, keep the environment
 	@rm -rf out build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

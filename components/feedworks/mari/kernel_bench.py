@@ -16,14 +16,11 @@ from typing import Any
 
 import click
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from feedworks.mari.kernel_bench_gpu import ceilings, floor_s, ikbo_providers, replayed
 from feedworks.metrics.latency import Timing, device_label, interleave, json_rows, print_rows
-from feedworks_kernels import user_item_linear
+from feedworks_kernels.user_item_linear.peers import OURS, Layer, Provider, draw, exact, providers
 
-OURS = "user_item_linear"
 SHAPES = ("2000,4000,400,256", "1000,512,128,256", "500,1024,64,512", "4000,1000,104,128")
 # 1,024 candidates of 15 users, 433 outputs of 866 and 1,178 numbers for each of 256 columns, widths padded to
 # 8: the shape of IKBO's own bench, as rows.
@@ -35,23 +32,9 @@ _CALLS = 5
 # Times the error of the concatenation's own product: another order of summation errs by another amount.
 _MOST_ERROR = 8
 _CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+# Rows of a result that are compared with float64.
+_CHECKED_ROWS = 256
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """The arguments of one call."""
-
-    user_RU: Tensor
-    item_BI: Tensor
-    weight_NW: Tensor
-    weight_user_NU: Tensor  # its columns, cut out once as at conversion
-    weight_item_NI: Tensor
-    bias_N: Tensor
-    request_B: Tensor | None
-
-
-Provider = Callable[[], Tensor]
 
 
 @click.command()
@@ -131,65 +114,6 @@ def layer_rows(sizes: Sequence[int], run: Run) -> list[dict[str, Any]]:
     return _timed_rows(ways, sizes, run, _compare(ways[0], layers[0]))
 
 
-def draw(sizes: Sequence[int], device: str, dtype: torch.dtype, seed: int) -> Layer:
-    """Draw a layer's arguments; candidates of one request lie side by side."""
-    num_rows, num_requests, user, item, outputs = sizes
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(dtype)
-
-    weight_NW = normal(outputs, user + item) * (user + item) ** -0.5
-    request_B = torch.randint(0, num_requests, (num_rows,), generator=generator, device=device).sort().values
-    return Layer(
-        user_RU=normal(num_requests, user),
-        item_BI=normal(num_rows, item),
-        weight_NW=weight_NW,
-        weight_user_NU=weight_NW[:, :user].contiguous(),
-        weight_item_NI=weight_NW[:, user:].contiguous(),
-        bias_N=normal(outputs),
-        request_B=request_B if num_requests > 1 else None,
-    )
-
-
-def providers(layer: Layer, compiled: bool) -> dict[str, Provider]:
-    """Ours, two products of the library, tiling and concatenation, the wide product alone; more by device."""
-    user_RU, item_BI, bias_N, request_B = layer.user_RU, layer.item_BI, layer.bias_N, layer.request_B
-    weight_user_NU, weight_item_NI, weight_NW = layer.weight_user_NU, layer.weight_item_NI, layer.weight_NW
-
-    def two_products() -> Tensor:
-        partial_RN = F.linear(user_RU, weight_user_NU, bias_N)
-        bias = partial_RN[0] if request_B is None else partial_RN.index_select(0, request_B)
-        return torch.relu(torch.addmm(bias, item_BI, weight_item_NI.T))
-
-    def tiled() -> Tensor:
-        user_BU = (
-            user_RU.expand(len(item_BI), -1) if request_B is None else user_RU.index_select(0, request_B)
-        )
-        return torch.cat([user_BU, item_BI], dim=1)
-
-    ready_BW = tiled()
-    ways: dict[str, Provider] = {
-        OURS: lambda: user_item_linear(
-            user_RU, item_BI, weight_user_NU, weight_item_NI, bias_N, request_B, activation="relu"
-        ),
-        "two_products": two_products,
-        "tile_concat_product": lambda: torch.relu(F.linear(tiled(), weight_NW, bias_N)),
-        "wide_product_alone": lambda: torch.relu(F.linear(ready_BW, weight_NW, bias_N)),
-    }
-    if (
-        not item_BI.is_cuda
-        and item_BI.dtype == torch.float32
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    ):
-        # addmm (MKL) is the slower product of fp32 on some CPUs; ours takes oneDNN, so the peer gets it too.
-        wide = torch.ops.mkldnn._linear_pointwise
-        ways["tile_concat_onednn"] = lambda: wide(tiled(), weight_NW, bias_N, "relu", [], "")
-    if compiled:
-        ways["two_products_compiled"] = torch.compile(two_products, dynamic=False)
-    return ways
-
-
 def ikbo_rows(path: str, run: Run) -> list[dict[str, Any]]:
     """Time ours and IKBO's Triton kernel on IKBO's shape: the same products and bytes, each in its layout."""
     candidates, users, user, item, outputs = IKBO_SHAPE
@@ -251,12 +175,8 @@ def _compare(ways: Mapping[str, Provider], layer: Layer) -> dict[str, float]:
     Raises:
         click.ClickException: one errs by more than another order of summation explains.
     """
-    head = slice(0, 256)
-    request_B = torch.zeros(len(layer.item_BI), dtype=torch.int64, device=layer.item_BI.device)
-    request_B = (request_B if layer.request_B is None else layer.request_B)[head]
-    whole = torch.cat([layer.user_RU.index_select(0, request_B), layer.item_BI[head]], dim=1).double()
-    exact = torch.relu(F.linear(whole, layer.weight_NW.double(), layer.bias_N.double()))
-    error = {name: float((run()[head].double() - exact).abs().max()) for name, run in ways.items()}
+    right = exact(layer, _CHECKED_ROWS)
+    error = {name: float((run()[:_CHECKED_ROWS].double() - right).abs().max()) for name, run in ways.items()}
     most = _MOST_ERROR * max(error["tile_concat_product"], torch.finfo(layer.item_BI.dtype).eps)
     for name, size in error.items():
         if not size <= most:

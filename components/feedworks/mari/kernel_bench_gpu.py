@@ -15,10 +15,7 @@ from torch import Tensor
 
 from feedworks.errors import ConfigError
 from feedworks.metrics.latency import Timing, interleave
-
-# A replay takes at least about this long, beside which waiting for it is nothing.
-_REPLAY_S = 4e-3
-_WARMUP = 3
+from feedworks_kernels import measuring
 
 Provider = Callable[[], Tensor]
 
@@ -30,20 +27,9 @@ def ceilings() -> dict[str, float]:
         FLOP/s of a bf16 product of 8192^3, bytes/s of a copy of 4 GB (read and written both count), and the
         seconds of one more launch in a CUDA graph.
     """
-    size = 8192
-    left, right = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    source = torch.empty(4 << 30, dtype=torch.uint8, device="cuda").random_()
-    target = torch.empty_like(source)
     one = torch.zeros(1, device="cuda")
-    runs: list[Mapping[str, Provider]] = [
-        {"product": lambda: left @ right, "copy": lambda: target.copy_(source), "launch": lambda: one.add_(1)}
-    ]
-    timings = replayed(runs, repeats=10)
-    return {
-        "flop_per_s": 2 * size**3 / timings["product"].p50_s,
-        "bytes_per_s": 2 * source.numel() / timings["copy"].p50_s,
-        "launch_s": timings["launch"].p50_s,
-    }
+    launch = replayed([{"launch": lambda: one.add_(1)}], repeats=10)["launch"]
+    return measuring.ceilings("cuda")._asdict() | {"launch_s": launch.p50_s}
 
 
 def floor_s(shape: Mapping[str, int], itemsize: int, limits: Mapping[str, float]) -> float:
@@ -68,7 +54,7 @@ def replayed(ways: Sequence[Mapping[str, Provider]], repeats: int) -> dict[str, 
         repeats: timed rounds.
     """
     calls = {name: [way[name] for way in ways] for name in ways[0]}
-    graphs = {name: _graph(list(each)) for name, each in calls.items()}
+    graphs = {name: measuring.captured(each) for name, each in calls.items()}
     timings = interleave(
         {name: graph.replay for name, (graph, _) in graphs.items()},
         repeats=repeats,
@@ -77,31 +63,6 @@ def replayed(ways: Sequence[Mapping[str, Provider]], repeats: int) -> dict[str, 
     return {
         name: Timing(*(seconds / graphs[name][1] for seconds in timing)) for name, timing in timings.items()
     }
-
-
-def _graph(calls: Sequence[Provider]) -> tuple[torch.cuda.CUDAGraph, int]:
-    """Capture rounds of the calls, after warming them up (compilation, tuning) and timing them once."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARMUP):
-            for call in calls:
-                call()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record(stream)
-        for call in calls:
-            call()
-        end.record(stream)
-    torch.cuda.synchronize()
-    # Most of this time may be launches from Python, which a graph does not have: so ten times as many.
-    wanted = round(10 * _REPLAY_S / (start.elapsed_time(end) * 1e-3 + 1e-9))
-    rounds = max(1, min(1000 // len(calls), wanted))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for _ in range(rounds):
-            for call in calls:
-                call()
-    return graph, rounds * len(calls)
 
 
 def ikbo_providers(

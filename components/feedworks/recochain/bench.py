@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from feedworks.metrics.latency import device_label, interleave, json_rows, print_rows
-from feedworks.recochain.decode_peers import Decoded, HfPrefix, Model, Static
 from feedworks.recochain.serve_bench import serve
 from feedworks.recochain.trie import Trie
-from feedworks_kernels import beam_step, residual_quantize
+from feedworks_kernels import residual_quantize
+from feedworks_kernels.beam_step.searches import Decoded, HfPrefix, Model, Static, by_steps
+from feedworks_kernels.residual_quantize.peers import peers
 
 OURS = "feedworks"
 _CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -116,7 +117,7 @@ def decode_rows(
     start_s = time.perf_counter()
     trie = Trie.build(sids_NL, num_codes)
     build_s = time.perf_counter() - start_s
-    hf_prefix, static = HfPrefix(trie), Static(trie)
+    hf_prefix, static = HfPrefix(trie.levels), Static(trie.levels, num_codes)
     generator = torch.Generator().manual_seed(seed)
     logits = [torch.randn(width, num_codes, generator=generator) for _ in range(trie.num_levels)]
     providers: dict[str, Callable[[Model], Decoded]] = {
@@ -149,14 +150,7 @@ def decode_rows(
 
 def search(trie: Trie, model: Model, width: int) -> Decoded:
     """Search with `width` beams by `feedworks_kernels.beam_step`."""
-    score_BK, node_BK = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64)
-    sid_KL = torch.zeros(1, 0, dtype=torch.int64)
-    for number, level in enumerate(trie.levels):
-        logits_BKC = model(number, sid_KL).unsqueeze(0)
-        step = beam_step(logits_BKC, score_BK, node_BK, level.child_start, level.child_code, width)
-        score_BK, node_BK = step.score_BW, step.node_BW
-        sid_KL = torch.cat([sid_KL.index_select(0, step.parent_BW[0]), step.code_BW.view(-1, 1)], dim=1)
-    return Decoded(sid_KL, score_BK[0])
+    return by_steps(trie.levels, model, width)
 
 
 def compare_beams(results: Mapping[str, Decoded], trie: Trie) -> dict[str, int]:
@@ -212,49 +206,12 @@ def compare_codes(codes: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 def _quantisers(x_ND: Tensor, codebooks_LCD: Tensor) -> dict[str, Callable[[], np.ndarray]]:
     """Our quantiser and its peers, each from the vectors to the codes (N, L)."""
-    import faiss
 
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    num_levels, num_codes, width = codebooks_LCD.shape
-    x, codebooks = x_ND.numpy(), codebooks_LCD.numpy()
-    indexes = [faiss.IndexFlatL2(width) for _ in codebooks]
-    for index, codebook in zip(indexes, codebooks, strict=True):
-        index.add(codebook)
-    bits = (num_codes - 1).bit_length()
-    quantizer = faiss.ResidualQuantizer(width, num_levels, bits)
-    quantizer.max_beam_size = 1
-    faiss.copy_array_to_vector(codebooks.ravel(), quantizer.codebooks)
-    quantizer.is_trained = True
+    def as_array(run: Callable[[], Tensor]) -> Callable[[], np.ndarray]:
+        return lambda: run().numpy()
 
-    def faiss_flat() -> np.ndarray:
-        residual, columns = x.copy(), []
-        for index, codebook in zip(indexes, codebooks, strict=True):
-            columns.append(index.assign(residual, 1)[:, 0])
-            residual -= codebook[columns[-1]]
-        return np.stack(columns, axis=1)
-
-    def torch_blocks() -> np.ndarray:
-        residual_ND, half_LC = x_ND.clone(), codebooks_LCD.square().sum(dim=2) / 2
-        codes_NL = torch.empty(len(x_ND), num_levels, dtype=torch.int64)
-        for residual_MD, codes_ML in zip(
-            torch.split(residual_ND, 4096), torch.split(codes_NL, 4096), strict=True
-        ):
-            for level, codebook_CD in enumerate(codebooks_LCD):
-                score_MC = torch.addmm(half_LC[level], residual_MD, codebook_CD.T, alpha=-1)
-                codes_ML[:, level] = score_MC.argmin(dim=1)
-                residual_MD -= codebook_CD[codes_ML[:, level]]
-        return codes_NL.numpy()
-
-    providers: dict[str, Callable[[], np.ndarray]] = {
-        OURS: lambda: residual_quantize(x_ND, codebooks_LCD).codes_NL.numpy(),
-        "faiss_flat": faiss_flat,
-        "torch_blocks": torch_blocks,
-    }
-    if num_codes == 1 << bits:  # faiss packs whole bits
-        providers["faiss_residual_quantizer"] = lambda: faiss.unpack_bitstrings(
-            quantizer.compute_codes(x), num_levels, bits
-        )
-    return providers
+    ours = {OURS: as_array(lambda: residual_quantize(x_ND, codebooks_LCD).codes_NL)}
+    return ours | {name: as_array(run) for name, run in peers(x_ND, codebooks_LCD).items()}
 
 
 def _model_of_prefix(logits: Sequence[Tensor]) -> Model:

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 
 from feedworks.errors import ConfigError
 from feedworks.mari import kernel_bench, kernel_bench_gpu
-from feedworks.mari.kernel_bench import OURS, Run, draw, layer_rows, main, providers, table
+from feedworks.mari.kernel_bench import Run, layer_rows, main, table
+from feedworks_kernels.user_item_linear.peers import OURS, draw, providers
 
 
 def run(*arguments):

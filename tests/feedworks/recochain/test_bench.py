@@ -11,8 +11,8 @@ import torch
 from click.testing import CliRunner
 
 from feedworks.recochain import bench
-from feedworks.recochain.decode_peers import Decoded, HfPrefix, Static
 from feedworks.recochain.trie import Trie
+from feedworks_kernels.beam_step.searches import Decoded, HfPrefix, Static
 
 
 def small_catalogue(num_items=3000, num_codes=16, levels=3):
@@ -22,8 +22,8 @@ def small_catalogue(num_items=3000, num_codes=16, levels=3):
 def searches(trie, width):
     return {
         bench.OURS: lambda model: bench.search(trie, model, width),
-        "static": lambda model: Static(trie).decode(model, width),
-        "hf_prefix": lambda model: HfPrefix(trie).decode(model, width),
+        "static": lambda model: Static(trie.levels, trie.num_codes).decode(model, width),
+        "hf_prefix": lambda model: HfPrefix(trie.levels).decode(model, width),
     }
 
 
@@ -88,7 +88,7 @@ def test_decode_rows():
 
 def test_quantise_rows():
     rows = rows_of("quantise", "--widths=8", "--codes=16", "--codes=20", "--gflop=0.002", "--repeats=2")
-    names = ["feedworks", "faiss_flat", "torch_blocks"]
+    names = ["feedworks", "torch_blocks", "faiss_flat"]
     assert [row["provider"] for row in rows] == [*names, "faiss_residual_quantizer", *names]
     assert all(row["error"] <= 1e-3 for row in rows)
     assert set(rows[0]["speedup"]) == {*names[1:], "faiss_residual_quantizer"}

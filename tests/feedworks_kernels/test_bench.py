@@ -1,0 +1,241 @@
+"""The bench: it runs, it refuses what is wrong, its rows are never lost, it needs torch and numpy alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import exactness, results, run, timing
+from bench.operators import beam_step, residual_quantize, user_item_linear
+from bench.registry import OURS, Case, Work, operators, relative_error
+from feedworks_kernels import measuring
+from feedworks_kernels.measuring import Ceilings
+
+ROOT = Path(__file__).parents[2]
+LIMITS = Ceilings(1e9, 1e10)
+
+
+@pytest.fixture(autouse=True)
+def _known_ceilings(monkeypatch):
+    monkeypatch.setattr(run, "ceilings", lambda device: LIMITS)
+
+
+def quick(tmp_path, *arguments):
+    path = tmp_path / "results.csv"
+    code = run.main([*arguments, "--quick", "--device=cpu", "--seconds=0.1", f"--results={path}"])
+    return code, results.read(path)
+
+
+@pytest.mark.parametrize("name", [operator.name for operator in operators()])
+def test_every_operator_is_checked_and_timed(name, tmp_path, capsys):
+    code, rows = quick(tmp_path, "--op", name)
+    assert code == 0
+    assert {row["provider"] for row in rows if row["p50_s"]} > {OURS}
+    for row in rows:
+        assert set(row) == set(results.COLUMNS)
+        assert row["p50_s"] or row["note"]
+        if row["provider"] == OURS:
+            assert float(row["speedup"]) == 1
+            assert 0 <= float(row["error"]) < 1e-4
+    assert f"| {name} |" in capsys.readouterr().out
+
+
+def test_a_wrong_operator_gets_no_time(tmp_path, monkeypatch, capsys):
+    right = residual_quantize.residual_quantize
+
+    def wrong(x_ND, codebooks_LCD):
+        found = right(x_ND, codebooks_LCD)
+        return found._replace(codes_NL=found.codes_NL.roll(1, dims=0))
+
+    monkeypatch.setattr(residual_quantize, "residual_quantize", wrong)
+    code, rows = quick(tmp_path, "--op=residual_quantize")
+    assert code == 1
+    ours = next(row for row in rows if row["provider"] == OURS)
+    assert ours["p50_s"] == ours["speedup"] == ""
+    assert ours["note"].startswith("wrong: errs by")
+    assert all(row["p50_s"] for row in rows if row["provider"] != OURS)
+    assert "feedworks: wrong: errs by" in capsys.readouterr().out
+
+
+def test_a_wrong_peer_gets_no_time(tmp_path, monkeypatch):
+    right = residual_quantize.peers.torch_blocks
+    monkeypatch.setattr(
+        residual_quantize.peers, "torch_blocks", lambda *inputs: lambda: right(*inputs)().flip(0)
+    )
+    code, rows = quick(tmp_path, "--op=residual_quantize")
+    assert code == 1
+    assert {row["provider"]: bool(row["p50_s"]) for row in rows}["torch_blocks"] is False
+
+
+def test_ours_that_breaks_fails_the_run_and_a_peer_that_breaks_does_not(tmp_path, monkeypatch):
+    def breaks(*_):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(residual_quantize.peers, "torch_blocks", breaks)
+    code, rows = quick(tmp_path, "--op=residual_quantize")
+    assert code == 0
+    notes = {row["provider"]: row["note"] for row in rows}
+    assert notes["torch_blocks"] == "not run: RuntimeError: out of luck"
+    monkeypatch.setattr(residual_quantize, "residual_quantize", breaks)
+    assert quick(tmp_path, "--op=residual_quantize")[0] == 1
+
+
+@pytest.mark.parametrize("part", ["score_BW", "code_BW", "node_BW", "parent_BW"])
+def test_a_wrong_beam_is_seen(part):
+    case = beam_step.OPERATOR.cases("cpu", quick=True)[0]
+    inputs = beam_step.OPERATOR.inputs(case, 1)
+    result = beam_step.OPERATOR.providers(case)[0].bind(inputs)()
+    assert beam_step.OPERATOR.error(case, inputs, result) < 1e-5
+    changed = getattr(result, part).clone()
+    changed[0, 3] += 1
+    assert beam_step.OPERATOR.error(case, inputs, result._replace(**{part: changed})) > 1e-3
+
+
+def test_work_by_hand():
+    sizes = {"B": 100, "R": 2, "U": 30, "I": 10, "N": 5}
+    case = Case("user_item_linear", "forward", "", sizes, "bf16", "cpu")
+    expected = Work(2 * 5 * (1000 + 60), 2 * (1000 + 60 + 5 * 40 + 500))
+    assert user_item_linear.OPERATOR.work(case) == expected
+    assert timing.floor_s(Work(2e9, 1e9), LIMITS) == 2
+    assert timing.floor_s(Work(2e9, 1e11), LIMITS) == 10
+
+
+def test_relative_error_sees_what_is_missing():
+    exact = torch.tensor([3.0, 4.0]).double()
+    assert relative_error(torch.tensor([3.0, 4.5]), exact) == pytest.approx(0.1)
+    assert relative_error(torch.tensor([3.0, torch.nan]), exact) == float("inf")
+    assert relative_error(torch.tensor([3.0]), exact) == float("inf")
+
+
+def test_rows_are_kept_when_a_write_fails(tmp_path, monkeypatch):
+    path = tmp_path / "results.csv"
+    results.append(path, [{"op": "a", "provider": "x", "p50_s": 0.5}])
+    before = path.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(results.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            results.append(path, [{"op": "b", "provider": "x"}])
+    assert path.read_text() == before
+    assert [child.name for child in tmp_path.iterdir()] == ["results.csv"]
+    with pytest.raises(ValueError, match="unknown columns"):
+        results.append(path, [{"colour": "red"}])
+
+
+def test_rows_of_runs_side_by_side_are_all_kept(tmp_path):
+    path = tmp_path / "results.csv"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: results.append(path, [{"op": str(n), "provider": "x"}]), range(40)))
+    assert sorted(int(row["op"]) for row in results.read(path)) == list(range(40))
+
+
+def test_a_column_of_another_version_is_kept_and_a_torn_file_is_named(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text("op,provider,colour\na,x,red\n")
+    results.append(path, [{"op": "b", "provider": "x"}])
+    assert [(row["op"], row["colour"]) for row in results.read(path)] == [("a", "red"), ("b", "")]
+    path.write_text("op,provider\na\n")
+    with pytest.raises(ValueError, match="line 2: expected as many fields"):
+        results.read(path)
+
+
+def test_the_table_shows_the_newest_run():
+    same = {"device": "gpu", "op": "a", "mode": "forward", "shape": "s", "dtype": "bf16", "clock": "graph"}
+    rows = results.as_text(
+        [
+            {**same, "date": "1", "provider": "gone", "p50_s": 1.0, "p20_s": 1.0, "p80_s": 1.0},
+            {**same, "date": "2", "provider": "peer", "p50_s": 0.004, "p20_s": 0.003, "p80_s": 0.005},
+            {**same, "date": "2", "provider": OURS, "p50_s": 2e-6, "p20_s": 1e-6, "p80_s": 3e-6},
+            {**same, "date": "2", "provider": "absent", "note": "not run: not here"},
+        ]
+    )
+    lines = results.table(rows).splitlines()[-3:]
+    assert lines[0].startswith(f"| a | forward | s | bf16 | {OURS} | 2 us | 1 us .. 3 us |")
+    assert "| peer | 4 ms | 3 ms .. 5 ms |" in lines[1]
+    assert "not run: not here" in lines[2]
+
+
+def test_exactness(tmp_path, monkeypatch, capsys):
+    command = ["exactness", "--op=user_item_linear", "--device=cpu", f"--results={tmp_path / 'a'}"]
+    assert run.main(command) == 0
+    found = exactness.read(tmp_path / "a")
+    assert found[0].cases == 2
+    assert exactness.worst(found + found)[0] == found[0]._replace(cases=4)
+    monkeypatch.setattr(user_item_linear.OPERATOR, "error", lambda *_: float("nan"))
+    assert run.main(command) == 1
+    assert "too large" in capsys.readouterr().out
+
+
+def test_measure_takes_turns_and_rotates_the_buffers():
+    seen = []
+    calls = {name: [lambda n=name, k=k: seen.append((n, k)) for k in range(3)] for name in "ab"}
+    timings = measuring.measure(calls, "cpu", seconds=0)
+    assert set(timings) == {"a", "b"}
+    assert {place for name, place in seen if name == "a"} == {0, 1, 2}
+    assert all(timing.min_s <= timing.p20_s <= timing.p50_s <= timing.p80_s for timing in timings.values())
+    with pytest.raises(ValueError, match="a call or more for every provider"):
+        measuring.measure({"a": []}, "cpu", seconds=1)
+
+
+def test_ceilings_of_this_machine(monkeypatch):
+    monkeypatch.setattr(measuring, "MIN_REPEATS", 1)
+    found = measuring.ceilings("cpu")
+    assert found.flop_per_s > 1e9
+    assert found.bytes_per_s > 1e8
+
+
+def test_cases_share_the_time_that_is_left():
+    clock = iter([0.0, 0.0, 6.0, 20.0]).__next__
+    shares = [share for *_, share in timing.within([(None, n) for n in range(4)], 10, clock)]
+    assert shares == [10 / 4 / 2, 4 / 3 / 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--op=nonsense"], "unknown operator 'nonsense'"), (["--shape=nonsense"], "nothing to do")],
+)
+def test_wrong_arguments_are_named(arguments, message, capsys):
+    assert run.main([*arguments, "--device=cpu"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_it_needs_torch_and_numpy_alone():
+    code = (
+        "import sys, runpy\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in {'feedworks', 'click', 'pandas', 'lightning'}:\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "sys.argv = ['run.py', 'list', '--device=cpu']\n"
+        "runpy.run_path('kernels/bench/run.py', run_name='__main__')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "residual_quantize forward D 64" in result.stdout
+
+
+def test_a_peer_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(residual_quantize.importlib.util, "find_spec", lambda name: None)
+    code, rows = quick(tmp_path, "--op=residual_quantize")
+    assert code == 0
+    notes = {row["provider"]: row["note"] for row in rows}
+    assert notes["faiss_flat"] == "not run: faiss is not installed"
+
+
+def test_make_bench_is_this_bench_and_a_name_is_a_papers_own():
+    command = ["make", "-n", "bench", "-o", ".venv/.installed"]
+    environment = {name: value for name, value in os.environ.items() if name != "NAME"}
+    for name, expected in ([], "kernels/bench/run.py"), (["NAME=mari"], "-m feedworks.mari.bench layer"):
+        done = subprocess.run(
+            [*command, *name], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        assert expected in done.stdout
