@@ -11,15 +11,21 @@ from feedworks_kernels.residual_quantize import (
     residual_quantize,
 )
 from feedworks_kernels.summary_attention import Rows, SummaryAttention, first_chunks, summary_attention
+from feedworks_kernels.summary_decode import CacheLayout, DecodeStep, Places, SummaryCache, cache_attention
 from feedworks_kernels.user_item_linear import user_item_linear, user_partial_linear
 
 __all__ = [
     "BeamStep",
+    "CacheLayout",
+    "DecodeStep",
+    "Places",
     "ProductCodes",
     "ResidualCodes",
     "Rows",
     "SummaryAttention",
+    "SummaryCache",
     "beam_step",
+    "cache_attention",
     "first_chunks",
     "product_quantize",
     "residual_quantize",
