@@ -33,10 +33,11 @@ def pipeline(
     built = component.build_samples(source=source, data_version=data_version, **settings)
     _resources(built, cpu="2", memory="8Gi", retries=2)
     tables = {"tables": built.outputs["tables"]}
-    joined = component.join_features(samples=built.outputs["samples"], **tables)
+    samples = {"samples": built.outputs["samples"]}
+    joined = component.join_features(**samples, **tables)
     _resources(joined, cpu="2", memory="8Gi")
     observables, content = ({name: joined.outputs[name]} for name in ("observables", "content"))
-    audited = component.audit_times(**observables, **content, **settings)
+    audited = component.audit_times(**samples, **observables, **content, **settings)
     _resources(audited, cpu="1", memory="4Gi")
     audit = {"audit": audited.outputs["audit"]}
     online = component.materialize(**tables, **settings).after(audited)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
+MAX_ID = 2**63 - 1  # ids are whole numbers of 64 bits, not negative
 TIME_HELP = "ISO 8601, as 2024-05-01 or 2024-05-01T12:00:00Z; without a zone it is UTC"
 
 
@@ -121,7 +122,7 @@ def materialize(start: datetime, end: datetime, repo: Path | None, views: tuple[
 
 @features.command(short_help="Print what a model would read.")
 @click.argument("service")
-@click.argument("keys", type=int, nargs=-1, required=True)
+@click.argument("keys", type=click.IntRange(0, MAX_ID), nargs=-1, required=True)
 @click.option("--at", type=Time(), help=f"As of this time instead of now; {TIME_HELP}.")
 @click.option("--source", help="Address of the store; `feast://` and the repository's path by default.")
 @repo_option

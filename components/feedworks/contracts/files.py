@@ -108,7 +108,7 @@ def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
                 raise DataError(f"{path} lacks columns {missing}; run the step that writes it again")
             rows = file.read(columns=columns)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"cannot read {path} ({reason}); run the step that writes it") from None
     return rows.select(columns) if columns else rows
 

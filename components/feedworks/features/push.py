@@ -90,6 +90,7 @@ def push(
         tries: how often a write is tried that the store does not answer, with longer and longer pauses.
 
     Raises:
+        DataError: a table without rows has other columns than the contract.
         StoreError: the store did not answer; nothing of this push may be there, or all of it. Push it again.
     """
     found, places, rejected = _tabled(table, rows)
@@ -202,6 +203,8 @@ def _tabled(
     """Rows as a table of the contract's columns, their places, and those that cannot stand in one."""
     if isinstance(rows, pa.Table):
         wrong = _wrong_columns(table, rows.column_names)
+        if wrong and not rows.num_rows:  # no row would tell
+            raise DataError(f"{wrong}; expected a table of {table.name}")
         if wrong:
             entities = rows[table.entity].to_pylist() if table.entity in rows.column_names else []
             names = [_entity(table, e) for e in entities] or ["?"] * rows.num_rows

@@ -4,7 +4,8 @@ Features come with the request or from a store. Every answer says what it rests 
 
     source      `model`, or `base_rate`: the mean of the training labels, where nothing is known of a user
     degraded    whether the model saw less than it could have
-    reasons     `<view>:missing` no row; `<view>:stale` older than its ttl; `<view>:ahead` newer than the bid;
+    reasons     `<view>:missing` no row; `<view>:stale` older than its ttl; `<view>:ahead` newer than the bid,
+                also of features that came with the request, by their times;
                 `<view>:incomplete` without a value that its contract demands; `store:slow` not within the
                 deadline; `store:down` it failed; `store:off` it failed before and is not asked for a second;
                 `store:wrong` it answered something else; `store:none` there is none; `model:failed` no finite
@@ -147,33 +148,33 @@ class Answering:
         """Gather the features, and say what was wrong with the store, "" if nothing."""
         at_N = np.array([place for place, user in enumerate(users) if user.features is None], np.int64)
         if not len(at_N):
-            return self._given(users), ""
+            return self._given(users, bid_us_N), ""
         if self._reads is None:
-            return self._given(users), "store:none"
+            return self._given(users, bid_us_N), "store:none"
         keys, earliest_us = [users[place].user_id for place in at_N], int(bid_us_N[at_N].min())
         start_s = time.perf_counter()
         try:
             rows = await self._reads.read(keys, earliest_us)
         except UnavailableError as error:
             self.counters.reads.labels(error.why).inc()
-            return self._given(users), f"store:{error.why}"
-        known = self._given(users)
+            return self._given(users, bid_us_N), f"store:{error.why}"
+        known = self._given(users, bid_us_N)
         try:
             put_rows(known, self.predictor.schema, at_N, rows, bid_us_N[at_N])
         except Exception:  # whatever a store may have answered instead of rows
             _log.exception("the feature store answered something else than rows")
             self.counters.reads.labels("wrong").inc()
-            return self._given(users), "store:wrong"
+            return self._given(users, bid_us_N), "store:wrong"
         self.counters.reads.labels("ok").inc()
         self.counters.read_s.observe(time.perf_counter() - start_s)
         return known, ""
 
-    def _given(self, users: Sequence[User]) -> Known:
+    def _given(self, users: Sequence[User], bid_us_N: Ints) -> Known:
         """The features that came with the request."""
         known = unknown(self.predictor.schema, len(users))
         for place, user in enumerate(users):
             if user.features is not None:
-                put_given(known, self.predictor.schema, place, dict(user.features))
+                put_given(known, self.predictor.schema, place, dict(user.features), int(bid_us_N[place]))
         return known
 
     async def _asked(self, columns: Columns) -> tuple[Probabilities, str]:

@@ -31,6 +31,7 @@ from feedworks.ocarm.stages import (
     aucs,
     export_vectors,
     predict,
+    require_honest,
     run_fit,
     similarities,
     start_weights,
@@ -96,7 +97,7 @@ def train_arms(
         rows of `prediction_rows`, for all arms.
 
     Raises:
-        ModelError: training broke down, or the teacher knows the labels.
+        ModelError: training broke down, or a model knows the labels.
     """
     taught = teach(inputs, content, cfg, seed, state_dir / "teacher")
     return pa.concat_tables(
@@ -121,9 +122,17 @@ def score_arm(
     seed: int,
     state_dir: Path,
 ) -> pa.Table:
-    """Train one arm and return what it predicts for validation and test, see `prediction_rows`."""
+    """Train one arm and return what it predicts for validation and test, see `prediction_rows`.
+
+    Raises:
+        ModelError: training broke down, or the arm knows the labels (`gate.max_observable_auc`).
+    """
     upper = arm == "upper"
-    model = taught.teacher if upper else _train(arm, inputs, content, taught, cfg, seed, state_dir).model
+    model = taught.teacher
+    if not upper:
+        trained = _train(arm, inputs, content, taught, cfg, seed, state_dir)
+        require_honest(trained.result, cfg, arm)
+        model = trained.model
     parts = []
     for split in SCORED:
         rows = inputs.rows[split]

@@ -164,7 +164,7 @@ def _training_set(folder: Path, data: Path, cfg: OcarmConfig) -> None:
     observables, content = folder / "observables", folder / "content"
     once(tables, steps.build, data, samples, tables, cfg)
     once(content, steps.join_features, samples, tables, observables, content)
-    once(folder / "audit", steps.audit_times, observables, content, folder / "audit", cfg)
+    once(folder / "audit", steps.audit_times, samples, observables, content, folder / "audit", cfg)
 
 
 def _read(folder: Path, cfg: OcarmConfig) -> tuple[Inputs, Any]:

@@ -31,8 +31,8 @@ def run(data_dir: Path, out_dir: Path, cfg: OcarmConfig) -> dict[str, float]:
         the flat metrics.
 
     Raises:
-        DataError: the data cannot be used, or times are out of order.
-        ModelError: the teacher saw its labels, training broke down, or a finished step is damaged.
+        DataError: the data cannot be used, times are out of order, or a column gives labels away.
+        ModelError: a model saw its labels, training broke down, or a finished step is damaged.
     """
     work = out_dir / "work" / "runs" / run_key(to_json(cfg), sorted(data_dir.iterdir()))
     made = {name: work / name for name in ("built", "joined", "audit", "online", "verdict", "evaluation")}
@@ -41,7 +41,7 @@ def run(data_dir: Path, out_dir: Path, cfg: OcarmConfig) -> dict[str, float]:
     teacher, vectors, student, model = (work / name for name in ("teacher", "vectors", "student", "model"))
     once(tables, steps.build, data_dir, samples, tables, cfg)
     once(content, steps.join_features, samples, tables, observables, content)
-    again(steps.audit_times, observables, content, made["audit"], cfg)
+    again(steps.audit_times, samples, observables, content, made["audit"], cfg)
     once(made["online"], steps.materialize, tables, made["online"], cfg)
     once(teacher, steps.train_teacher, observables, content, teacher, cfg)
     once(vectors, steps.export_vectors, observables, content, teacher, vectors, cfg)

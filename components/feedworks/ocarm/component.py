@@ -55,18 +55,19 @@ def join_features(
 def audit_times(
     preset: str,
     overrides: list[str],
+    samples: dsl.Input[dsl.Dataset],
     observables: dsl.Input[dsl.Dataset],
     content: dsl.Input[dsl.Dataset],
     audit: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
 ) -> None:
-    """Prove the order of times for every row, or stop the run."""
+    """Prove the order of times for every row and that no column gives labels away, or stop the run."""
     import shutil
     from pathlib import Path
 
     from feedworks.ocarm import config, steps
 
-    paths = (Path(observables.path), Path(content.path), Path(audit.path))
+    paths = (Path(samples.path), Path(observables.path), Path(content.path), Path(audit.path))
     steps.audit_times(*paths, config.resolve(preset, overrides))
     shutil.copy(Path(audit.path) / "times.html", page.path)
 

@@ -184,14 +184,18 @@ class GateConfig:
 
     Attributes:
         max_teacher_auc: a teacher that does better on validation has seen its labels.
+        max_observable_auc: so has a model of the observables that does better on validation, or a single
+            observable column that does on the training rows.
         min_gain: least AUC of the student over the base on test, mean over horizons and seeds.
     """
 
     max_teacher_auc: float = 0.95
+    max_observable_auc: float = 0.95
     min_gain: float = 0.0
 
     def __post_init__(self) -> None:
-        between(0.5, 1, "gate", max_teacher_auc=self.max_teacher_auc)
+        limits = {"max_teacher_auc": self.max_teacher_auc, "max_observable_auc": self.max_observable_auc}
+        between(0.5, 1, "gate", **limits)
         between(-1, 1, "gate", min_gain=self.min_gain)
 
 

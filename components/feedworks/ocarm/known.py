@@ -94,19 +94,26 @@ def put_rows(
         _put_values(known, view, at_N, rows, is_fresh)
 
 
-def put_given(known: Known, schema: ServiceSchema, at: int, features: Mapping[str, Any]) -> None:
+def put_given(known: Known, schema: ServiceSchema, at: int, features: Mapping[str, Any], bid_us: int) -> None:
     """Put in the features that came with a user; a view of which none came is missing, or some incomplete.
+
+    As of a stored row, a view with a time after the bid is ahead of it and left out; its age is negative.
 
     Args:
         known: filled in place.
         schema: its views.
         at: place of the user.
         features: column -> number, list, or None.
+        bid_us: time of the bid.
     """
     for view in schema.views:
         values = {each.name: features.get(each.name) for each in view.features}
         if all(value is None for value in values.values()):
             known.state[view.name][at] = MISSING
+            continue
+        if (newest_us := _newest(values)) - bid_us > CLOCKS_US:
+            known.state[view.name][at] = AHEAD
+            known.age_s[view.name][at] = (bid_us - newest_us) / 1e6
             continue
         lacking = any(values[name] is None for name in required(view))
         known.state[view.name][at] = INCOMPLETE if lacking else GIVEN
@@ -134,6 +141,12 @@ def required(view: ViewSchema) -> tuple[str, ...]:
     """The columns of a view that its contract does not allow to be null."""
     columns = {c.name: c for table in FEATURE_TABLES if table.name == view.name for c in table.features}
     return tuple(f.name for f in view.features if f.name in columns and not columns[f.name].nullable)
+
+
+def _newest(values: Mapping[str, Any]) -> int:
+    """The latest of all times in a view, 0 where there is none."""
+    times = (value for name, value in values.items() if name.endswith("_time") and value is not None)
+    return max((int(np.max(time, initial=0)) for time in times), default=0)
 
 
 def _state(view: ViewSchema, time_us: Array, bid_us_N: Array) -> npt.NDArray[np.uint8]:

@@ -27,7 +27,7 @@ from feedworks.metrics.ranking import Interval
 from feedworks.ocarm.config import Architecture, OcarmConfig
 from feedworks.ocarm.data import ItemTable
 from feedworks.ocarm.model import Student, Teacher
-from feedworks.ocarm.predictor import ITEMS, load_student, read_architecture, read_schema
+from feedworks.ocarm.predictor import CARD, ITEMS, METRICS, load_student, read_architecture, read_schema
 from feedworks.ocarm.priors import FILE as PRIORS
 from feedworks.ocarm.priors import Priors
 from feedworks.reports.model_card import ModelCard, write_model_card
@@ -35,8 +35,6 @@ from feedworks.serving.package import PACKAGE_FILE, seal
 from feedworks.storage import write_json
 from feedworks.training.checkpoint import CONFIG, WEIGHTS, load_config_json, load_tensors, save_tensors
 
-METRICS = "metrics.json"
-CARD = "README.md"
 FILES = {
     PACKAGE_FILE: "tag, and checksums of the other files",
     WEIGHTS: "weights of the student, with categories and vectors of the items",

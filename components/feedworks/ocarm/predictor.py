@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from feedworks.configuration import from_json
+from feedworks.contracts.features import SERVICES, STUDENT_SERVICE
 from feedworks.contracts.retention import label_of
 from feedworks.errors import ConfigError, DataError, ModelError
 from feedworks.features.schema import FEATURES_FILE, ServiceSchema
@@ -23,9 +24,11 @@ from feedworks.ocarm.model import Student
 from feedworks.ocarm.priors import FILE as PRIORS
 from feedworks.ocarm.priors import Priors
 from feedworks.serving.package import check_seal
-from feedworks.training.checkpoint import CONFIG, load_config_json, load_model, read_tensors
+from feedworks.training.checkpoint import CONFIG, WEIGHTS, load_config_json, load_model, read_tensors
 
-ITEMS = "items.safetensors"
+ITEMS, METRICS, CARD = "items.safetensors", "metrics.json", "README.md"
+# All files of a packaged student besides package.json.
+PACKAGED = frozenset({WEIGHTS, CONFIG, FEATURES_FILE, ITEMS, PRIORS, METRICS, CARD})
 MAX_ROWS = 1024
 WARM_ROWS = (1, 2, 16, 64)
 
@@ -72,11 +75,12 @@ class Predictor:
             device: `cpu` or `cuda`.
 
         Raises:
-            ModelError: the folder is missing, incomplete or damaged, or names features that are known only
-                after the decision, whoever sealed it.
+            ModelError: the folder is missing, incomplete or damaged, holds a file that does not belong to
+                it, or names features that are known only after the decision or are not the student's,
+                whoever sealed it.
         """
         schema = read_schema(folder)
-        tag = check_seal(folder)["tag"]
+        tag = check_seal(folder, PACKAGED)["tag"]
         student = load_student(folder)
         item_id_I = read_tensors(folder / ITEMS)["item_id_I"].numpy()
         if len(item_id_I) + 1 != student.architecture.sizes.num_items:
@@ -129,17 +133,38 @@ class Predictor:
 
 
 def read_schema(folder: Path) -> ServiceSchema:
-    """The features of a model folder, all of them known at bid time.
+    """The features of a model folder, all of them known at bid time and of the student's service.
 
     Raises:
         ModelError: they are not, or features.json is missing or damaged.
     """
     try:
-        return ServiceSchema.read(folder / FEATURES_FILE).require_servable()
+        return require_student(ServiceSchema.read(folder / FEATURES_FILE).require_servable())
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
     except DataError as error:
         raise ModelError(str(error)) from None
+
+
+def require_student(schema: ServiceSchema) -> ServiceSchema:
+    """The schema itself, where service, views and entities are the student's in the contracts.
+
+    Columns may be those of an earlier day: stored rows have versions, and the model names what it lacks.
+
+    Raises:
+        ModelError: they are not; it names the first that is not.
+    """
+    if schema.service != STUDENT_SERVICE:
+        raise ModelError(f"{FEATURES_FILE} is of service {schema.service!r}, not of {STUDENT_SERVICE}")
+    entity_of = {table.name: table.entity for table in SERVICES[STUDENT_SERVICE]}
+    for view in schema.views:
+        if view.name not in entity_of:
+            known = ", ".join(entity_of)
+            raise ModelError(f"{FEATURES_FILE}: {STUDENT_SERVICE} has no view {view.name!r}; it has {known}")
+        if view.entity != entity_of[view.name]:
+            expected = entity_of[view.name]
+            raise ModelError(f"{FEATURES_FILE}: {view.name} is read by {view.entity!r}, not by {expected}")
+    return schema
 
 
 def load_student(folder: Path) -> Student:

@@ -13,8 +13,8 @@ from typing import NamedTuple, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from feedworks.contracts.files import read_file
 from feedworks.contracts.retention import OBSERVABLES_FILE, label_of
 from feedworks.errors import DataError, ModelError
 from feedworks.features.schema import ServiceSchema, ViewSchema
@@ -50,10 +50,7 @@ class Priors(NamedTuple):
         """
         names = [label_of(days) for days in horizons]
         path = observables / OBSERVABLES_FILE
-        try:
-            rows = pq.read_table(path, columns=["split", *names, *schema.columns])
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path}: {error}; run the step that writes it") from None
+        rows = read_file(path, ["split", *names, *schema.columns])
         rows = rows.filter(pc.equal(rows["split"], "train"))
         rates = {name: pc.mean(rows[name]).as_py() for name in names}
         if unknown := sorted(name for name, rate in rates.items() if rate is None):

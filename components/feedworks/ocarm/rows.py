@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from feedworks.contracts.files import read_file
 from feedworks.contracts.retention import CONTENT_FILE, OBSERVABLES_FILE, SPLITS, label_of
 from feedworks.errors import DataError, ModelError
 from feedworks.ocarm.columns import IntArray
@@ -124,7 +125,7 @@ def read_inputs(folder: Path, cfg: OcarmConfig) -> Inputs:
     Raises:
         DataError: a file is missing or damaged, a column is missing, or a split has no rows.
     """
-    table = _read(folder / OBSERVABLES_FILE)
+    table = read_file(folder / OBSERVABLES_FILE)
     items = ItemTable.read(folder)
     sizes = Sizes(num_items=len(items.item_id_I) + 1, vector_width=items.vector_IV.shape[1])
     architecture = Architecture(model=cfg.model, samples=cfg.samples, sizes=sizes)
@@ -166,7 +167,8 @@ def read_content(folder: Path, observables_folder: Path, inputs: Inputs) -> dict
     Raises:
         DataError: a file is missing or damaged, or a sample has no row of content.
     """
-    hidden, windows = _read(folder / CONTENT_FILE), _read(observables_folder / OBSERVABLES_FILE, WINDOW)
+    hidden = read_file(folder / CONTENT_FILE)
+    windows = read_file(observables_folder / OBSERVABLES_FILE, ["sample_id", *WINDOW])
     found = {}
     for split, rows in inputs.rows.items():
         columns: dict[str, Any] = {}
@@ -200,7 +202,7 @@ def read_vectors(folder: Path, horizons: tuple[int, ...]) -> tuple[Vectors, dict
         DataError: the table is missing or damaged, or was made for other horizons.
         ModelError: the weights are missing or damaged.
     """
-    table = _read(folder / VECTORS_FILE)
+    table = read_file(folder / VECTORS_FILE)
     lacking = [label_of(d) for d in horizons if f"e_{label_of(d)}" not in table.column_names]
     if lacking:
         raise DataError(f"{folder / VECTORS_FILE} has no vectors for {', '.join(lacking)}; export them again")
@@ -220,16 +222,6 @@ def _shortened(observable: Observable) -> Observable:
         return_code_BA1=observable.return_code_BA1[:, :most],
         return_number_BA2=observable.return_number_BA2[:, :most],
     )
-
-
-def _read(path: Path, columns: Sequence[str] = ()) -> pa.Table:
-    try:
-        # By path: a read through a Python file can abort the interpreter at its exit (apache/arrow#50482).
-        with pq.ParquetFile(path) as file:
-            return file.read(columns=["sample_id", *columns] if columns else None)
-    except (pa.ArrowException, OSError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"cannot read {path} ({reason}); run the step that writes it") from None
 
 
 def _places(have_B: IntArray, wanted_B: IntArray) -> IntArray:

@@ -33,6 +33,7 @@ from feedworks.training.settings import TrainConfig, seeded
 FloatArray = npt.NDArray[np.float64]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 MONITOR = "valid/auc"
+TEACHER = "teacher"
 NUM_OBSERVABLE, NUM_CONTENT = len(Observable._fields), len(Content._fields)
 # Weights of the teacher that a student may start from: all but the part that reads content.
 START = ("observer.", "retention.")
@@ -87,24 +88,34 @@ def train_teacher(
 
     parts = (*train.observable, *content["train"], train.label_BH)
     trained = run_fit(model, parts, loss, evaluate, seeded(cfg.teacher, seed), state_dir)
-    require_honest(trained.result, cfg)
+    require_honest(trained.result, cfg, TEACHER)
     return trained
 
 
-def require_honest(result: FitResult, cfg: OcarmConfig) -> None:
-    """Stop where a teacher does too well to be true.
+def require_honest(result: FitResult, cfg: OcarmConfig, arm: str) -> None:
+    """Stop where a model does too well to be true.
+
+    Args:
+        result: of its training.
+        cfg: horizons and limits.
+        arm: `teacher`, whose limit is that of content, or the name of a model of the observables.
 
     Raises:
-        ModelError: its AUC of some horizon on validation is over `gate.max_teacher_auc`.
+        ModelError: its AUC of some horizon on validation is over `gate.max_teacher_auc`, or over
+            `gate.max_observable_auc`.
     """
-    best = result.history[result.best_epoch]
+    best, gate = result.history[result.best_epoch], cfg.gate
+    limit, setting, source = gate.max_observable_auc, "max_observable_auc", "observable columns tell"
+    advice = "make sure that no column is made from labels or from what came after the bid"
+    if arm == TEACHER:
+        limit, setting, source = gate.max_teacher_auc, "max_teacher_auc", "the content tells"
+        advice = "make sure that label windows begin after the content and that no column is made from labels"
     for days in cfg.samples.horizons:
         found = best.get(f"{MONITOR}/{label_of(days)}", 0.0)
-        if found > cfg.gate.max_teacher_auc:
+        if found > limit:
             raise ModelError(
-                f"the teacher's AUC of {label_of(days)} on validation is {found:.4f}, over "
-                f"gate.max_teacher_auc={cfg.gate.max_teacher_auc}: the content tells the label; make sure "
-                "that label windows begin after the content window and that no column is made from labels"
+                f"the {arm}'s AUC of {label_of(days)} on validation is {found:.4f}, over gate.{setting}="
+                f"{limit:g}: {source} the label; {advice}"
             )
 
 

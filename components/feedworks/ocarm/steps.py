@@ -21,7 +21,7 @@ from feedworks.contracts.files import read_file
 from feedworks.features.refresh import Refreshed, refresh
 from feedworks.features.schema import FEATURES_FILE
 from feedworks.features.training_set import TrainingSet, build_training_set
-from feedworks.ocarm import arms, stages, student_audit, time_audit
+from feedworks.ocarm import arms, label_audit, stages, student_audit, time_audit
 from feedworks.ocarm.config import OcarmConfig
 from feedworks.ocarm.evaluation import GAIN, evaluate_arms
 from feedworks.ocarm.model import Teacher
@@ -78,16 +78,24 @@ def join_features(samples: Path, tables: Path, observables: Path, content: Path)
     return build_training_set(samples, tables, observables, content)
 
 
-def audit_times(observables: Path, content: Path, out_dir: Path, cfg: OcarmConfig) -> None:
-    """Prove the order of times for every row; writes times.json and the page times.html.
+def audit_times(samples: Path, observables: Path, content: Path, out_dir: Path, cfg: OcarmConfig) -> None:
+    """Prove the order of times for every row, then look at labels; writes times.json and times.html.
 
     Raises:
-        DataError: some rows are out of order; the pages are written all the same.
+        DataError: some rows are out of order, a split lacks one kind of label, or a column gives labels away;
+            the page is written all the same.
     """
+    labels = None
     with atomic_folder(out_dir) as folder:
-        found = time_audit.audit_times(observables, content, cfg.samples)
-        found.write(folder)
+        found = time_audit.audit_times(observables, content, cfg.samples, samples)
+        page = found.page()
+        if found.passed:
+            labels = label_audit.audit_labels(observables, cfg)
+            labels.write(folder, page)
+        found.write(folder, page)
     found.require_clean()
+    if labels is not None:
+        labels.require_clean()
 
 
 def materialize(tables: Path, out_dir: Path, cfg: OcarmConfig) -> Refreshed:
@@ -126,10 +134,15 @@ def export_vectors(
 
 
 def train_student(observables: Path, vectors: Path, out_dir: Path, cfg: OcarmConfig) -> Trained:
-    """Stage 2: the student, from observable columns and the table of vectors."""
+    """Stage 2: the student, from observable columns and the table of vectors.
+
+    Raises:
+        ModelError: it knows the labels (`gate.max_observable_auc`), or training broke down.
+    """
     inputs = read_inputs(observables, cfg)
     table, start = read_vectors(vectors, cfg.samples.horizons)
     trained = stages.train_student(inputs, table, start, cfg, _state(out_dir))
+    stages.require_honest(trained.result, cfg, "student")
     return _finish(out_dir, trained, inputs, observables / FEATURES_FILE)
 
 

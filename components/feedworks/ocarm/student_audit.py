@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from feedworks.contracts.features import FEATURE_TABLES, ONBOARDING
+from feedworks.contracts.files import read_file
 from feedworks.contracts.retention import OBSERVABLES_FILE, SAMPLES
 from feedworks.errors import FeedworksError, ModelError
 from feedworks.features.schema import FEATURES_FILE, ServiceSchema, training_only_columns, type_name
 from feedworks.ocarm.data import Content, ItemTable, Observable, observables
 from feedworks.ocarm.model import Student
 from feedworks.ocarm.packaging import teacher_names
-from feedworks.ocarm.predictor import load_student, read_architecture
+from feedworks.ocarm.predictor import load_student, read_architecture, require_student
 from feedworks.reports.html import Report
 from feedworks.storage import read_json, write_json
 from feedworks.training.checkpoint import WEIGHTS, load_tensors
@@ -121,7 +121,7 @@ def check_columns(student: Path, observables: Path) -> Check:
     """What the student reads must stand in the contracts and be known at bid time; so must its table."""
     name = "columns"
     try:
-        schema = ServiceSchema.read(student / FEATURES_FILE).require_servable()
+        schema = require_student(ServiceSchema.read(student / FEATURES_FILE).require_servable())
     except FeedworksError as error:
         return Check(name, False, str(error))
     known = {
@@ -138,7 +138,7 @@ def check_columns(student: Path, observables: Path) -> Check:
     ]
     if foreign:
         return Check(name, False, f"not of the contracts: {', '.join(foreign)}")
-    table = pq.read_schema(observables / OBSERVABLES_FILE).names
+    table = read_file(observables / OBSERVABLES_FILE).column_names
     if leaked := sorted(training_only_columns() & set(table)):
         return Check(name, False, f"the training table holds {', '.join(leaked)}")
     count = len(schema.columns)
@@ -211,7 +211,7 @@ def _check_model(student: Path, folder: Path) -> tuple[Check, ...]:
     """The checks that run the student; they fail together where it cannot be loaded."""
     try:
         model, catalogue = load_student(student), ItemTable.read(folder)
-        rows = pq.read_table(folder / OBSERVABLES_FILE).slice(0, NUM_ROWS)
+        rows = read_file(folder / OBSERVABLES_FILE).slice(0, NUM_ROWS)
         columns = {name: rows[name] for name in rows.column_names}
         observable = observables(columns, catalogue, model.architecture)
     except FeedworksError as error:

@@ -2,6 +2,8 @@
 
 For every sample `observable times <= bid_time < content_start <= content times < content_end <= label_start`
 must hold, the windows must have the length that the settings say, and labels must be shares of their days.
+Rows that were exchanged show in their times as well: nobody who converts had events in the idle time before,
+content begins with the conversion, and splits follow each other.
 With `samples.overlap` labels begin one day after the conversion instead of after the content window; nothing
 else is excused. Shapes: N samples, K values of all lists.
 """
@@ -16,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from feedworks.contracts.features import (
     ONBOARDING,
@@ -25,6 +26,7 @@ from feedworks.contracts.features import (
     STUDENT_SERVICE,
     FeatureTable,
 )
+from feedworks.contracts.files import read_file, read_table
 from feedworks.contracts.retention import CONTENT_FILE, HORIZONS, OBSERVABLES_FILE, SAMPLES, SPLITS, label_of
 from feedworks.errors import DataError
 from feedworks.ocarm.config import SamplesConfig
@@ -36,6 +38,8 @@ REPORT, SUMMARY = "times.html", "times.json"
 MAX_EXAMPLES = 3
 # A time in seconds or milliseconds would lie in January 1970, before any bid, and prove nothing.
 EARLIEST_US = 315_532_800 * SECOND_US  # 1980-01-01
+# Times of the user's events before the conversion.
+EVENT_TIMES = ("history_time", "aggregated_time")
 CONTENT_COLUMNS = tuple(column.name for column in ONBOARDING.features)
 # Per row the least and greatest value of a column of times or lists of times; NaN where there is none.
 Extremes = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
@@ -83,30 +87,37 @@ class Audit(NamedTuple):
         )
         raise DataError(f"times are out of order: {broken}; build the samples and the training set again")
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, page: Report | None = None) -> None:
         """Writes times.html and times.json into `folder`."""
         write_json(folder / SUMMARY, {**self._asdict(), "checks": [c._asdict() for c in self.checks]})
+        (page or self.page()).write(folder / REPORT)
+
+    def page(self) -> Report:
+        """The page with all rules."""
         state = "in order" if self.passed else "OUT OF ORDER"
         mode = "labels overlap the content window, as samples.overlap asks" if self.overlap else "no overlap"
         page = Report("Times of the samples", f"{state}; {self.num_rows:,} samples; {mode}")
         rows = [(c.rule, c.num_rows, c.num_failed, _result(c)) for c in self.checks]
         note = "Every rule is held against every row; a row is asked where it has the value."
         page.add_table("Rules", ("rule", "rows asked", "rows that break it", "result"), rows, note)
-        page.write(folder / REPORT)
+        return page
 
 
-def audit_times(observables_dir: Path, content_dir: Path | None, cfg: SamplesConfig) -> Audit:
+def audit_times(
+    observables_dir: Path, content_dir: Path | None, cfg: SamplesConfig, samples_dir: Path | None = None
+) -> Audit:
     """Holds all rules against every row of a training set.
 
     Args:
         observables_dir: Holds observables.parquet: the columns of the samples and what models read.
         content_dir: Holds content.parquet, with a row for each sample; None where there is none.
         cfg: The windows as they should be.
+        samples_dir: Holds samples.parquet, from which the training set was made; None where there is none.
 
     Raises:
         DataError: A file or a column of times is missing, so that nothing can be proven.
     """
-    table = _read(observables_dir / OBSERVABLES_FILE)
+    table = read_file(observables_dir / OBSERVABLES_FILE)
     lacking = [
         name for name in (*SAMPLES.schema.names, *_observable_times()) if name not in table.column_names
     ]
@@ -116,11 +127,13 @@ def audit_times(observables_dir: Path, content_dir: Path | None, cfg: SamplesCon
             "order of times cannot be proven; build the training set again"
         )
     rules = _Rules(table["sample_id"].to_numpy())
+    if samples_dir is not None:
+        _audit_join(rules, table, read_table(SAMPLES, samples_dir))
     _audit_windows(rules, table, cfg)
-    _audit_observables(rules, table)
+    _audit_observables(rules, table, cfg)
     _audit_labels(rules, table, cfg)
     if content_dir is not None:
-        _audit_content(rules, table, _read(content_dir / CONTENT_FILE))
+        _audit_content(rules, table, read_file(content_dir / CONTENT_FILE))
     return Audit(len(table), cfg.overlap, tuple(rules.checks))
 
 
@@ -160,6 +173,19 @@ class _Rules:
         )
 
 
+def _audit_join(rules: _Rules, table: pa.Table, samples: pa.Table) -> None:
+    """The samples' own columns must have come through the join, each value in its row."""
+    same = {name: np.zeros(len(table), bool) for name in samples.column_names}
+    if len(samples) == len(table):
+        same = {name: _equal(table[name], samples[name]) for name in samples.column_names}
+    changed = [name for name, same_N in same.items() if not same_N.all()]
+    named = f" ({', '.join(changed)})" if changed else ""
+    rules.add(
+        f"columns of the samples are those of samples.parquet{named}",
+        np.all(list(same.values()), axis=0),
+    )
+
+
 def _audit_windows(rules: _Rules, table: pa.Table, cfg: SamplesConfig) -> None:
     names = ("bid_time", "content_start", "content_end", "label_start")
     rules.add(
@@ -179,6 +205,9 @@ def _audit_windows(rules: _Rules, table: pa.Table, cfg: SamplesConfig) -> None:
     split_N = table["split"].to_numpy(zero_copy_only=False)
     test_N = split_N == SPLITS[2]
     rules.add("split is train, valid or test", np.isin(split_N, SPLITS))
+    train_N, valid_N = split_N == SPLITS[0], split_N == SPLITS[1]
+    if valid_N.any():
+        rules.add("bid_time of train < that of valid", bid_N < bid_N[valid_N].min(), train_N)
     if test_N.any():
         first_us = bid_N[test_N].min()
         rules.add("bid_time of train and valid < that of test", bid_N < first_us, ~test_N)
@@ -187,7 +216,7 @@ def _audit_windows(rules: _Rules, table: pa.Table, cfg: SamplesConfig) -> None:
             rules.add("labels of train and valid end before test begins", closed_N <= first_us, ~test_N)
 
 
-def _audit_observables(rules: _Rules, table: pa.Table) -> None:
+def _audit_observables(rules: _Rules, table: pa.Table, cfg: SamplesConfig) -> None:
     leaked = [name for name in CONTENT_COLUMNS if name in table.column_names]
     rules.add(
         f"no column of {ONBOARDING.name} among the observables"
@@ -203,6 +232,7 @@ def _audit_observables(rules: _Rules, table: pa.Table) -> None:
     for view in SERVICES[STUDENT_SERVICE]:
         _audit_untimed(rules, table, view)
     bid_N = _micros(table["bid_time"])
+    lapsed_N = _micros(table["content_start"]) - round(cfg.idle_days * DAY_US)
     for name in _time_columns(table):
         try:
             low_N, high_N = _extremes(table[name])
@@ -213,6 +243,9 @@ def _audit_observables(rules: _Rules, table: pa.Table) -> None:
             ) from None
         rules.before(f"{name} <= bid_time", (name, high_N), ("bid_time", bid_N))
         rules.add(f"{name} is in microseconds", low_N >= EARLIEST_US, ~np.isnan(low_N))
+        if name in EVENT_TIMES:  # events between would be those of somebody who was not away
+            late = ("the conversion less the idle time", lapsed_N)
+            rules.before(f"{name} <= content_start - {cfg.idle_days:g} x 24 h", (name, high_N), late)
 
 
 def _audit_untimed(rules: _Rules, table: pa.Table, view: FeatureTable) -> None:
@@ -262,7 +295,8 @@ def _audit_content(rules: _Rules, table: pa.Table, content: pa.Table) -> None:
         x[place_N] if len(ids) else np.full(len(found_N), np.nan) for x in _extremes(content["content_time"])
     )
     start_N, end_N = _micros(table["content_start"]), _micros(table["content_end"])
-    rules.add("content_start <= content_time", start_N <= low_N, found_N & ~np.isnan(low_N))
+    # The conversion is the first event of its own content: of another sample's it is not.
+    rules.add("content_time begins with content_start", start_N == low_N, found_N & ~np.isnan(low_N))
     rules.add(
         "content_time < content_end",
         high_N < end_N,
@@ -320,6 +354,12 @@ def _micros(column: pa.ChunkedArray) -> IntArray:
     return np.asarray(pc.fill_null(column.cast(pa.int64()), 0).to_numpy())
 
 
+def _equal(column: pa.ChunkedArray, other: pa.ChunkedArray) -> BoolArray:
+    """Row by row; two nulls are equal."""
+    equal = pc.fill_null(pc.equal(column.cast(other.type), other), False)
+    return np.asarray(equal.to_numpy(), bool) | (_nulls(column) & _nulls(other))
+
+
 def _nulls(column: pa.ChunkedArray) -> BoolArray:
     return np.asarray(pc.is_null(column).to_numpy())
 
@@ -343,14 +383,3 @@ def _unique(values_N: IntArray) -> BoolArray:
 
 def _utc(time_us: float) -> str:
     return str(np.datetime64(int(time_us), "us"))
-
-
-def _read(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise DataError(f"{path} is missing; build the training set first")
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.read()
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"cannot read {path} ({reason}); build the training set again") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from feedworks.errors import DataError, ModelError
 from feedworks.storage import read_json, write_json
 
 PACKAGE_FILE = "package.json"
+# BentoML writes this one into the folder of a model that it stores.
+STORE_FILE = "model.yaml"
 
 
 def seal(folder: Path, tag: str, facts: Mapping[str, Any] | None = None) -> None:
@@ -29,27 +31,42 @@ def seal(folder: Path, tag: str, facts: Mapping[str, Any] | None = None) -> None
     )
 
 
-def check_seal(folder: Path) -> dict[str, Any]:
+def check_seal(folder: Path, files: Collection[str] | None = None) -> dict[str, Any]:
     """Check that every file is the one that was packaged, and return what package.json says.
 
+    Args:
+        folder: the packaged model.
+        files: names of all files of such a model besides package.json; then no other may lie there, sealed
+            or not.
+
     Raises:
-        ModelError: the folder or a file is missing, or a file is another.
+        ModelError: the folder or a file is missing, a file is another, or one does not belong there.
     """
     path = folder / PACKAGE_FILE
     if not path.is_file():
         raise ModelError(f"{folder} is no packaged model: it has no {PACKAGE_FILE}")
     try:
         facts: dict[str, Any] = dict(read_json(path))
-        files = {str(name): str(digest) for name, digest in dict(facts["files"]).items()}
+        sealed = {str(name): str(digest) for name, digest in dict(facts["files"]).items()}
         facts["tag"] = str(facts["tag"])
     except (DataError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} is damaged ({error}); package the model again") from None
-    for name, digest in files.items():
+    if files is not None:
+        _require_files(folder, sealed, set(files))
+    for name, digest in sealed.items():
         if not (folder / name).is_file():
             raise ModelError(f"{folder / name} is missing; package the model again")
         if sha256(folder / name) != digest:
             raise ModelError(f"{folder / name} is not the file that was packaged; package the model again")
     return facts
+
+
+def _require_files(folder: Path, sealed: Collection[str], files: set[str]) -> None:
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    if extra := sorted((there | set(sealed)) - files - {PACKAGE_FILE, STORE_FILE}):
+        raise ModelError(f"{folder / extra[0]} is no file of such a model; package the model again")
+    if missing := sorted(files - set(sealed)):
+        raise ModelError(f"{folder / PACKAGE_FILE} does not name {missing[0]}; package the model again")
 
 
 def sha256(path: Path) -> str:

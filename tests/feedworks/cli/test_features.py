@@ -156,6 +156,10 @@ def test_what_is_not_there_is_named_and_is_no_error(repo: Path, features: Featur
         (("materialize", "2024-05-01"), "Missing argument 'END'"),
         (("get", "ocarm_student_v1"), "Missing argument 'KEYS...'"),
         (("get", "ocarm_student_v1", "me"), "'me' is not a valid integer"),
+        (
+            ("get", "ocarm_student_v1", "7", "12345678901234567890"),
+            "12345678901234567890 is not in the range",
+        ),
     ],
 )
 def test_wrong_words_are_told(words: tuple[str, ...], told: str) -> None:

@@ -69,6 +69,9 @@ def test_what_cannot_be_pushed(address, tmp_path):
     run("push", tmp_path / "log.parquet", "--to", "http://x", raises=ConfigError)
     pq.write_table(pa.table({"room_id": [1]}), tmp_path / "short.parquet")
     run("push", tmp_path / "short.parquet", "--rate", 5, "--to", address, raises=DataError)
+    pq.write_table(pa.table({"room_id": pa.array([], pa.int64())}), tmp_path / "empty.parquet")
+    found = run("push", tmp_path / "empty.parquet", "--to", address, raises=DataError)
+    assert str(found.exception).startswith("column event_time, author_id, ")
 
 
 def test_the_freshness_report(address, tmp_path):

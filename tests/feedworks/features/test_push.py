@@ -123,6 +123,17 @@ def test_a_table_without_a_column_is_refused_row_by_row(server):
     sink.close()
 
 
+def test_a_table_without_rows_still_needs_its_columns(server):
+    sink = PackedSink(server.url, "empty")
+    assert push(sink, LIVE_STREAM, LIVE_STREAM.schema.empty_table()).num_accepted == 0
+    few = LIVE_STREAM.schema.empty_table().drop_columns(["author_id", "num_viewers"])
+    with pytest.raises(
+        DataError, match="column author_id, num_viewers is missing; expected a table of live_stream"
+    ):
+        push(sink, LIVE_STREAM, few)
+    sink.close()
+
+
 def test_unknown_views_and_addresses():
     with pytest.raises(ConfigError, match="expected HOST:PORT"):
         open_sink("packed+redis://127.0.0.1:abc/0")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 import warnings
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,12 @@ def test_a_column_of_the_content_in_another_view_would_be_seen(repo: Path) -> No
 def test_what_is_known_too_late_is_not_materialised(applied: Path) -> None:
     with open_store(applied) as store, pytest.raises(ValueError, match="not configured to be served online"):
         store.materialize(*_day(), feature_views=[ONBOARDING.name])
+
+
+def test_the_store_has_no_table_for_what_is_known_too_late(applied: Path) -> None:
+    with closing(sqlite3.connect(applied / "data" / "online.db")) as online:
+        tables = {name for (name,) in online.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    assert tables == {f"feedworks_{table.name}" for table in FEATURE_TABLES if not table.training_only}
 
 
 def test_feast_runs_every_python_file_that_is_not_ignored(repo: Path) -> None:

@@ -154,6 +154,38 @@ def test_each_bid_has_its_own_time(predictor, source):
     assert early.source == "base_rate"
 
 
+@pytest.mark.parametrize(
+    ("column", "view"),
+    [
+        ("profile_time", PROFILE),
+        ("aggregated_time", AGGREGATES),
+        ("history_time", AGGREGATES),
+        ("return_time", AD),
+    ],
+)
+def test_given_features_from_after_the_bid_are_not_used(predictor, column, view):
+    """As rows of the store: clocks may differ by a minute, not by more."""
+    features = served.as_json(ROWS[104])
+    for late_us, is_ahead in ((60_000_000, False), (60_000_001, True)):
+        time_us = BID_US + late_us
+        late = [*features[column][:-1], time_us] if isinstance(features[column], list) else time_us
+        (answer,) = ask(predictor, None, user(1, features=features | {column: late}))
+        assert answer.source == "model"
+        if is_ahead:
+            assert answer.reasons == [f"{view}:ahead"]
+            assert answer.views[view] == ("ahead", pytest.approx(-60.000001))
+            assert answer.probability == pytest.approx(expected(predictor, 104, [view]), abs=1e-6)
+        else:
+            assert (answer.degraded, answer.views[view].state) == (False, "given")
+
+
+def test_only_features_from_after_the_bid_are_nothing_known(predictor):
+    features = served.as_json({AGGREGATES: ROWS[104][AGGREGATES]})
+    early_us = ROWS[104][AGGREGATES]["aggregated_time"] - 61_000_000
+    (answer,) = ask(predictor, None, user(1, features=features, bid_time=int(early_us)))
+    assert (answer.source, answer.views[AGGREGATES].state) == ("base_rate", "ahead")
+
+
 def test_clocks_may_differ_a_little(predictor, source):
     (answer,) = ask(predictor, source, user(100, bid_time=ROW_US - 1_000_000))
     assert not answer.degraded

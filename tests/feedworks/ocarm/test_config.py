@@ -40,6 +40,7 @@ def test_an_architecture_round_trips() -> None:
         (["distil.temperature=0"], "more than 0"),
         (["evaluation.seeds=1,1"], "different"),
         (["gate.max_teacher_auc=0.1"], "0.5 to 1"),
+        (["gate.max_observable_auc=1.1"], "gate.max_observable_auc=1.1"),
         (["seed=-1"], "at least 0"),
         (["speed=1"], "known settings: seed"),
     ],

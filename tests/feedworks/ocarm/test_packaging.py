@@ -166,6 +166,60 @@ def test_a_bundle_sealed_by_hand_must_still_fit_together(copied: Path, tmp_path:
         Predictor.load(copied)
 
 
+def sealed_again(folder: Path) -> None:
+    (folder / "package.json").unlink()
+    seal(folder, content_tag(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"service": "live_stream_v1"}, "is of service 'live_stream_v1', not of ocarm_student_v1"),
+        ({"name": "user_profile_v2"}, "ocarm_student_v1 has no view 'user_profile_v2'; it has user_profile"),
+        ({"name": "item_profile"}, "ocarm_student_v1 has no view 'item_profile'"),
+        ({"entity": "item_id"}, "user_profile is read by 'item_id', not by user_id"),
+    ],
+)
+def test_a_bundle_sealed_by_hand_must_read_the_student_s_service(
+    copied: Path, tmp_path: Path, change: dict[str, str], said: str
+) -> None:
+    features = read_json(copied / "features.json")
+    (features if "service" in change else features["views"][0]).update(change)
+    write_json(copied / "features.json", features)
+    sealed_again(copied)
+    with pytest.raises(ModelError, match=said):
+        Predictor.load(copied)
+    with pytest.raises(ModelError, match=said):  # nor may it be packaged
+        write(tmp_path / "again", copied, parts(copied)[1])
+
+
+@pytest.mark.parametrize("name", ["vectors.safetensors", "more/hook.py", ".hidden"])
+@pytest.mark.parametrize("in_the_seal", [False, True])
+def test_a_file_that_does_not_belong_to_a_model_is_refused(
+    copied: Path, name: str, in_the_seal: bool
+) -> None:
+    (copied / name).parent.mkdir(exist_ok=True)
+    (copied / name).write_text("anything")
+    if in_the_seal:
+        sealed_again(copied)
+    with pytest.raises(ModelError, match=f"{name} is no file of such a model"):
+        Predictor.load(copied)
+
+
+def test_a_file_that_was_left_out_of_the_seal_is_refused(copied: Path) -> None:
+    facts = read_json(copied / "package.json")
+    del facts["files"]["priors.json"]
+    write_json(copied / "package.json", facts)
+    with pytest.raises(ModelError, match=r"does not name priors\.json"):
+        Predictor.load(copied)
+
+
+def test_a_model_in_the_store_of_bentoml_is_served(copied: Path) -> None:
+    """BentoML writes a file of its own into it."""
+    (copied / "model.yaml").write_text("name: ocarm")
+    assert Predictor.load(copied).tag.startswith("ocarm:")
+
+
 def test_weights_and_settings_are_those_of_the_student(package: Path) -> None:
     student, _ = parts(package)
     for name, value in load_tensors(student).items():

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from feedworks.errors import ModelError
-from feedworks.ocarm.arms import ARMS, train_arms
+from feedworks.ocarm import steps
+from feedworks.ocarm.arms import ARMS, Taught, score_arm, train_arms
 from feedworks.ocarm.config import OcarmConfig, resolve
 from feedworks.ocarm.data import Content
-from feedworks.ocarm.rows import Inputs, Vectors, read_content, read_inputs
+from feedworks.ocarm.rows import Inputs, Vectors, read_content, read_inputs, write_vectors
 from feedworks.ocarm.stages import (
     Trained,
     export_vectors,
@@ -131,6 +132,33 @@ def test_a_teacher_that_knows_the_labels_stops_the_run(tmp_path: Path) -> None:
         ModelError, match=r"teacher's AUC of lt\d on validation is [01]\.\d+, .* content tells the label"
     ):
         train_teacher(inputs, read_content(hidden, seen, inputs), longer, tmp_path / "state")
+
+
+def test_a_model_of_observables_that_knows_the_labels_stops_the_run(stage_one: Set, tmp_path: Path) -> None:
+    inputs, content, trained, vectors, start = stage_one
+    rows = {}
+    for split, of in inputs.rows.items():
+        number_BP = of.observable.number_BP.clone()
+        number_BP[:, 0] = 5.0 * (of.label_BH[:, 0] > 0)
+        rows[split] = of._replace(observable=of.observable._replace(number_BP=number_BP))
+    taught = Taught(trained.model, vectors, start)
+    longer = replace(CFG, student=replace(CFG.student, epochs=12, lr=1e-2, patience=0))
+    for arm in ("base", "ocarm"):
+        said = (
+            rf"the {arm}'s AUC of lt1 on validation is [01]\.\d+, over gate.max_observable_auc=0\.95: observ"
+        )
+        with pytest.raises(ModelError, match=said):
+            score_arm(arm, inputs._replace(rows=rows), content, taught, longer, 0, tmp_path / arm)
+
+
+def test_the_student_of_stage_two_is_asked_as_well(stage_one: Set, tmp_path: Path) -> None:
+    _, _, _, vectors, start = stage_one
+    seen, _ = toy.write(tmp_path / "toy")
+    write_vectors(tmp_path / "vectors", vectors, start, CFG.samples.horizons)
+    strict = replace(CFG, gate=replace(CFG.gate, max_observable_auc=0.5))
+    with pytest.raises(ModelError, match=r"the student's AUC of lt\d on validation is"):
+        steps.train_student(seen, tmp_path / "vectors", tmp_path / "student", strict)
+    assert not (tmp_path / "student").exists()
 
 
 def test_every_arm_scores_validation_and_test_and_repeats_to_the_bit(stage_one: Set, tmp_path: Path) -> None:

@@ -89,6 +89,23 @@ def test_a_column_that_no_contract_knows_is_seen(copied: Path) -> None:
     assert audit(copied)["columns"] == (False, "not of the contracts: user_profile.next_item")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("service", "live_stream_v1", "is of service 'live_stream_v1'"),
+        ("name", "profiles", "has no view 'profiles'"),
+        ("entity", "item_id", "read by 'item_id', not by user_id"),
+    ],
+)
+def test_another_service_view_or_entity_is_seen(copied: Path, key: str, value: str, said: str) -> None:
+    features = read_json(copied / "student" / "features.json")
+    (features if key == "service" else features["views"][0])[key] = value
+    write_json(copied / "student" / "features.json", features)
+    passed, detail = audit(copied)["columns"]
+    assert not passed
+    assert said in detail
+
+
 def test_content_in_the_training_table_is_seen(copied: Path) -> None:
     path = copied / "observables" / "observables.parquet"
     rows = pq.read_table(path)

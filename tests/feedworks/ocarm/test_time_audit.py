@@ -9,7 +9,8 @@ from feedworks.contracts.features import ONBOARDING, PARALLEL_LISTS, SERVICES, S
 from feedworks.contracts.files import read_table
 from feedworks.contracts.retention import SAMPLES
 from feedworks.errors import DataError
-from feedworks.ocarm.config import SamplesConfig
+from feedworks.ocarm import steps
+from feedworks.ocarm.config import SamplesConfig, resolve
 from feedworks.ocarm.samples import build_samples
 from feedworks.ocarm.time_audit import audit_times
 from feedworks.storage import read_json
@@ -87,7 +88,7 @@ def put(value, row=ROW):
 
 
 def test_what_the_steps_make_is_in_order(made, tmp_path):
-    audit = audit_times(made / "observables", made / "content", CFG)
+    audit = audit_times(*folders(made), CFG, made / "samples")
     assert audit.passed
     audit.require_clean()
     rules = {check.rule: check for check in audit.checks}
@@ -95,12 +96,15 @@ def test_what_the_steps_make_is_in_order(made, tmp_path):
     # Every observable time was looked at in every row that has it; nothing passed for want of values.
     for name in ("history_time", "return_time", "aggregated_time", "profile_time"):
         assert rules[f"{name} <= bid_time"].num_rows > audit.num_rows / 2
-    assert rules["content_start <= content_time"].num_rows == audit.num_rows
+    assert rules["content_time begins with content_start"].num_rows == audit.num_rows
     audit.write(tmp_path)
     assert read_json(tmp_path / "times.json")["num_rows"] == audit.num_rows
     page = (tmp_path / "times.html").read_text()
     assert "in order" in page
     assert "OUT OF ORDER" not in page
+    assert rules["columns of the samples are those of samples.parquet"].num_rows == audit.num_rows
+    assert rules["aggregated_time <= content_start - 2 x 24 h"].num_rows > audit.num_rows / 2
+    assert rules["bid_time of train < that of valid"].num_rows > audit.num_rows / 3
     # Nobody asked for 30 days, so that nothing was proven of them.
     assert rules["lt30 in [0, 1], in steps of 1/30"].num_rows == 0
     assert page.count("no row has it") == 1
@@ -126,8 +130,9 @@ def test_an_observable_one_microsecond_after_bid_time_is_found(made, tmp_path, c
         values[row] = [*values[row][:-1], late_us] if isinstance(values[row], list) else late_us
 
     audit = audit_times(*folders(changed(made, tmp_path / "x", "observables", column, change)), CFG)
-    assert [check.rule for check in audit.failures] == [f"{column} <= bid_time"]
-    assert audit.failures[0].num_failed == 1
+    of_events = column in ("history_time", "aggregated_time")
+    late = [f"{column} <= bid_time"] + [f"{column} <= content_start - 2 x 24 h"] * of_events
+    assert [(check.rule, check.num_failed) for check in audit.failures] == [(rule, 1) for rule in late]
     with pytest.raises(DataError, match=rf"{column} <= bid_time: 1 of \d+ rows break it \(sample {row}: "):
         audit.require_clean()
 
@@ -152,6 +157,8 @@ def folders(folder):
         ("observables", "lt1", put(None), "lt1 is there"),
         ("observables", "split", put("training"), "split is train, valid or test"),
         ("observables", "split", put("train", row=-1), "bid_time of train and valid < that of test"),
+        ("observables", "split", put("train", row=-1), "bid_time of train < that of valid"),
+        ("observables", "split", put("valid", row=0), "bid_time of train < that of valid"),
         ("observables", "split", put("train", row=-1), "labels of train and valid end before test begins"),
         ("observables", "profile_time", put(1_704_067_200), "profile_time is in microseconds"),
         ("content", "sample_id", put(999), "each sample has one row of content"),
@@ -168,15 +175,73 @@ def test_each_kind_of_violation_is_found(made, tmp_path, name, column, change, r
 
 def test_content_outside_its_window_is_found(made, tmp_path):
     start_us = bid_us(made) + 1_000_000
-    for number, (time_us, rule) in enumerate(
+    for number, (times_us, rule) in enumerate(
         [
-            (start_us - 1, "content_start <= content_time"),
-            (start_us + DAY_US, "content_time < content_end"),
+            ([start_us - 1, start_us], "content_time begins with content_start"),
+            ([start_us + 1], "content_time begins with content_start"),
+            ([start_us, start_us + DAY_US], "content_time < content_end"),
         ]
     ):
-        out = changed(made, tmp_path / str(number), "content", "content_time", put([time_us]))
+        out = changed(made, tmp_path / str(number), "content", "content_time", put(times_us))
         audit = audit_times(*folders(out), CFG)
         assert [(check.rule, check.num_failed) for check in audit.failures] == [(rule, 1)]
+
+
+def reverse(values):
+    values.reverse()
+
+
+def swap(values):
+    values[3], values[ROW] = values[ROW], values[3]
+
+
+def test_columns_of_the_samples_that_did_not_stay_in_their_rows_are_found(made, tmp_path):
+    for number, (column, change) in enumerate([("user_id", reverse), ("surface", swap), ("lt7", swap)]):
+        out = changed(made, tmp_path / str(number), "observables", column, change)
+        audit = audit_times(*folders(out), CFG, made / "samples")
+        assert [check.rule for check in audit.failures] == [
+            f"columns of the samples are those of samples.parquet ({column})"
+        ]
+    few = pq.read_table(made / "observables" / "observables.parquet").slice(1)
+    (tmp_path / "few").mkdir()
+    pq.write_table(few, tmp_path / "few" / "observables.parquet")
+    audit = audit_times(tmp_path / "few", None, CFG, made / "samples")
+    assert audit.failures[0].num_failed == len(few)
+    assert "samples.parquet (sample_id, user_id, bid_time" in audit.failures[0].rule
+
+
+def test_content_of_another_sample_is_found(made, tmp_path):
+    audit = audit_times(*folders(changed(made, tmp_path / "x", "content", "sample_id", swap)), CFG)
+    failed = {check.rule: check.num_failed for check in audit.failures}
+    assert failed["content_time begins with content_start"] == 2
+
+
+def test_features_of_another_user_are_found(made, tmp_path):
+    """Somebody who was active until just before the bid is nobody who lapsed."""
+    row = last_with(made, "observables", "aggregated_time")
+    time_us = bid_us(made, row) + 1_000_000 - 2 * DAY_US
+    for late_us in (0, 1):
+        change = put(time_us + late_us, row)
+        out = changed(made, tmp_path / str(late_us), "observables", "aggregated_time", change)
+        audit = audit_times(*folders(out), CFG)
+        expected = ["aggregated_time <= content_start - 2 x 24 h"] * late_us
+        assert [check.rule for check in audit.failures] == expected
+
+
+def test_the_step_looks_at_times_before_labels(made, tmp_path):
+    cfg = resolve("tiny")
+    steps.audit_times(made / "samples", *folders(made), tmp_path / "good", cfg)
+    page = (tmp_path / "good" / "times.html").read_text()
+    assert "What single columns tell" in page
+    assert {path.name for path in (tmp_path / "good").iterdir()} == {
+        "times.html",
+        "times.json",
+        "labels.json",
+    }
+    out = changed(made, tmp_path / "x", "observables", "user_id", reverse)
+    with pytest.raises(DataError, match=r"samples\.parquet \(user_id\)"):
+        steps.audit_times(made / "samples", *folders(out), tmp_path / "bad", cfg)
+    assert "What single columns tell" not in (tmp_path / "bad" / "times.html").read_text()
 
 
 def test_a_column_of_content_among_the_observables_is_found(made, tmp_path):
@@ -206,7 +271,7 @@ def test_nothing_can_be_proven_without_the_times(made, tmp_path):
     pq.write_table(table.drop_columns(["history_time"]), tmp_path / "observables.parquet")
     with pytest.raises(DataError, match="lacks columns history_time, without which"):
         audit_times(tmp_path, None, CFG)
-    with pytest.raises(DataError, match="is missing; build the training set first"):
+    with pytest.raises(DataError, match=r"cannot read .*absent/observables\.parquet"):
         audit_times(tmp_path / "absent", None, CFG)
 
 
