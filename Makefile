@@ -12,6 +12,8 @@ EXTRAS := train,gpu,pipelines,features,spark,validation,serve,export,peers,dev
 NAME ?= recochain
 OUT ?= out/demo
 PORT ?= 3000
+# Test files run side by side in this many processes; each may take 2 GB.
+JOBS ?= 2
 BENCH_recochain := decode
 BENCH_mari := layer
 
@@ -24,10 +26,10 @@ demo: $(STAMP)  ## synthetic data -> pipeline -> report -> served top-10 (3 minu
 	@$(BIN)/feedworks demo $(NAME) --out $(OUT)
 
 test: check  ## check, then every test that this machine can run
-	@$(BIN)/pytest --ignore=tests/house
+	@$(BIN)/pytest -n $(JOBS) --dist loadfile --ignore=tests/house
 
 test-slow: check  ## the same, with the tests that take minutes
-	@$(BIN)/pytest --ignore=tests/house --slow
+	@$(BIN)/pytest -n $(JOBS) --dist loadfile --ignore=tests/house --slow
 
 check: $(STAMP)  ## style, types, import arrows, compiled pipelines, documentation
 	@$(BIN)/ruff check .

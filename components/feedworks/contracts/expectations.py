@@ -16,8 +16,10 @@ of any width is validated in little memory. The measured columns of a table colu
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from feedworks.contracts.tables import Column, Table
@@ -28,11 +30,28 @@ IN_ORDER = "in_order"
 def import_gx() -> Any:
     """Imports Great Expectations quietly: no telemetry, and its own deprecation warnings are not ours."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _main_module_with_a_file():
         warnings.simplefilter("ignore", DeprecationWarning)
         import great_expectations
         import great_expectations.expectations
     return great_expectations
+
+
+@contextmanager
+def _main_module_with_a_file() -> Iterator[None]:
+    """Keep the process alive under `python -c`, where Great Expectations imports PySpark, if installed.
+
+    PySpark 4 takes a main module without a file for a run of its doctests and ends it, with status 0.
+    """
+    main = sys.modules["__main__"]
+    if hasattr(main, "__file__"):
+        yield
+        return
+    main.__file__ = "-c"
+    try:
+        yield
+    finally:
+        del main.__file__
 
 
 def suite(contract: Table, widths: Mapping[str, int], num_nulls: Mapping[str, int], num_rows: int) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,16 +17,21 @@ from feedworks.papers import PAPERS, Shown
 from .conftest import Command
 
 
-def test_help_is_instant_and_names_every_command(feedworks: Command) -> None:
-    times_s = []
-    for _ in range(3):
-        start_s = time.perf_counter()
-        result = feedworks("--help")
-        times_s.append(time.perf_counter() - start_s)
+def test_help_names_every_command(feedworks: Command) -> None:
+    result = feedworks("--help")
     assert result.returncode == 0
     commands = ["compile", "data", "demo", "features", "list", "report", "run", "serve", "submit"]
     assert [line.split()[0] for line in result.stdout.partition("Commands:\n")[2].splitlines()] == commands
-    assert min(times_s) < 0.3
+
+
+def test_help_is_instant() -> None:
+    code = "import sys; from feedworks.cli import main; sys.argv = ['feedworks', '--help']; main()"
+    listed = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True
+    ).stderr
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in listed.splitlines()}
+    assert "click" in imported
+    assert not imported & {"torch", "numpy", "pandas", "pyarrow", "kfp", "feast", "bentoml", "pydantic"}
 
 
 def test_help_without_words_is_help(feedworks: Command) -> None:
