@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from feedworks_kernels.summary_attention import registration
-from feedworks_kernels.summary_attention.checks import check_sizes
-from feedworks_kernels.summary_attention.pattern import Rows
+from feedworks_kernels.summary_attention.checks import check_rows, check_sizes
+from feedworks_kernels.summary_attention.pattern import Pattern, Rows
 
 __all__ = ["Rows", "SummaryAttention", "first_chunks", "summary_attention"]
 
@@ -64,9 +64,11 @@ def summary_attention(
 
     Source: arXiv 2604.24432 (Kwai Summary Attention).
     """
-    check_sizes(chunk, window, summaries)
+    check_sizes(chunk, window, summaries, scale)
     if scale is None:
-        scale = text.query_BHTD.shape[-1] ** -0.5
+        scale = max(1, text.query_BHTD.shape[-1]) ** -0.5
+    if not torch.compiler.is_compiling():  # A traced program checks when it runs.
+        check_rows(text, summary, Pattern(chunk, 0, summaries, scale, first_chunk_BC))
     unbounded = registration.UNBOUNDED if window is None else window
     out = registration.summary_attention(*text, *summary, first_chunk_BC, chunk, unbounded, summaries, scale)
     return SummaryAttention(*out[:2])

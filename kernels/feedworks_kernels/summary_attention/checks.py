@@ -6,6 +6,8 @@ chunks.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, bfloat16, float16, float32, float64
 
@@ -14,7 +16,7 @@ from feedworks_kernels.summary_attention.pattern import Pattern, Rows
 _LARGEST = 2**31 - 1
 
 
-def check_sizes(chunk: int, window: int | None, summaries: int) -> None:
+def check_sizes(chunk: int, window: int | None, summaries: int, scale: float | None = None) -> None:
     """Refuse sizes out of range.
 
     Raises:
@@ -27,6 +29,8 @@ def check_sizes(chunk: int, window: int | None, summaries: int) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _LARGEST:
             also = " or None" if name == "window" else ""
             raise ValueError(f"{name}: expected a whole number from {least} to 2^31 - 1{also}, got {value!r}")
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale: expected a finite number, got {scale!r}")
 
 
 def check_rows(text: Rows, summary: Rows, pattern: Pattern) -> None:
@@ -68,7 +72,7 @@ def _check_documents(first_chunk_BC: Tensor, shape: tuple[int, int], query: Tens
     if tuple(first_chunk_BC.shape) != shape or first_chunk_BC.dtype != torch.int32:
         raise ValueError(f"first_chunk: expected int32 (B, C) = {shape}, got {_what(first_chunk_BC)}")
     _same_device("first_chunk", first_chunk_BC, query)
-    if not first_chunk_BC.numel():
+    if not first_chunk_BC.numel() or query.is_meta:
         return
     chunk_C = torch.arange(shape[1], dtype=torch.int32, device=query.device)
     # A document's first chunk is its own first, and documents stand one after another.

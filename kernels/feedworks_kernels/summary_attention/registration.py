@@ -82,11 +82,11 @@ def _empty(text_query: Tensor, summary_query: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return the tensor with the strides that tracing promised: those of empty_like."""
-    if tensor.stride() == like.stride():
+    """Return the tensor in memory of its own, with the strides that tracing promised: those of empty_like."""
+    whole_storage = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    if whole_storage and tensor.stride() == like.stride():
         return tensor
-    promised = torch.empty_like(like, device="meta")
-    if tensor.stride() == promised.stride():
+    if whole_storage and tensor.stride() == torch.empty_like(like, device="meta").stride():
         return tensor
     return torch.empty_like(like).copy_(tensor)
 
