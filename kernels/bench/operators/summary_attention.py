@@ -1,0 +1,244 @@
+"""summary_attention, forward and backward, against dense attention and FlexAttention in three layouts.
+
+Shape letters: B batch, H query heads, G key and value heads, T text rows, S summary rows, D head width; k
+chunk, W window, m summaries of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import attention_peers as peers
+from bench.attention_exact import exact_sample, kept, worst_error
+from bench.attention_peers import Inputs, Prepared
+from bench.registry import Case, Operator, Plan, Provider, Work, our_providers
+from feedworks_kernels import summary_attention
+from feedworks_kernels.measuring import Call
+from feedworks_kernels.summary_attention import Rows, first_chunks
+from feedworks_kernels.summary_attention.pattern import Pattern
+from feedworks_kernels.testing import TOLERANCE
+
+_BACKWARD_OVER_FORWARD = 2.5  # five products against two
+_NAMES = ("text query", "text key", "text value", "summary query", "summary key", "summary value")
+_CPU = {"B": 1, "H": 4, "G": 4, "D": 64, "k": 8, "W": 128, "m": 1}
+_GPU = {"B": 1, "H": 32, "G": 8, "D": 128, "k": 8, "W": 128, "m": 1}
+_SMALL = {"B": 2, "H": 4, "G": 2, "D": 64, "k": 8, "m": 1}
+
+
+def _lengths(base: dict[str, int], *thousands: int) -> dict[str, dict[str, int]]:
+    return {f"n {n}K, H {base['H']}/{base['G']}, D {base['D']}": {**base, "T": n << 10} for n in thousands}
+
+
+class SummaryAttention(Operator):
+    """k 8, W 128, m 1 as released; the sweep has the rest."""
+
+    name = "summary_attention"
+    plan = Plan(
+        modes=("forward", "backward"),
+        shapes={"cpu": _lengths(_CPU, 4, 8, 16), "cuda": _lengths(_GPU, 8, 32, 128)},
+        quick={"n 512": {**_SMALL, "W": 6, "T": 512}},
+        check={"n 200": {**_SMALL, "W": 3, "T": 200}, "n 301": {**_SMALL, "W": 5, "T": 301}},
+        dtypes={"cpu": ("fp32",), "cuda": ("bf16",)},
+    )
+
+    def wanted(self, mode: str, shape: str, device: str) -> bool:
+        """Gradients of 16 Ki rows take a CPU some seconds a call."""
+        return device == "cuda" or mode == "forward" or not shape.startswith("n 16K")
+
+    def inputs(self, case: Case, seed: int) -> Inputs:
+        """Draw standard normal rows."""
+        return draw(case, seed)
+
+    def providers(self, case: Case) -> Sequence[Provider]:
+        """Ours, dense, FlexAttention, the official kernel."""
+        on_gpu, is_long = case.device == "cuda", case.sizes["T"] > 1 << 13
+        prepare = _Prepare(case.mode)
+        # The form in PyTorch operators takes seconds at long lengths on a GPU.
+        ours = our_providers(prepare(_ours), case.device)[: 1 if is_long else None]
+        return [*ours, *_dense(prepare, on_gpu), *_flex(case, prepare), _official(case, prepare)]
+
+    def work(self, case: Case) -> Work:
+        """Four operations a pair and number, pairs that are read; the backward five products for two."""
+        sizes, rows = case.sizes, case.sizes["T"] + num_summaries(case.sizes)
+        per_row = (2 if case.mode == "forward" else 4) * (sizes["H"] + sizes["G"])
+        flops = 4.0 * num_pairs(sizes) * sizes["D"] * sizes["H"] * sizes["B"]
+        if case.mode == "backward":
+            flops *= _BACKWARD_OVER_FORWARD
+        return Work(flops, float(case.kind.itemsize * sizes["B"] * rows * sizes["D"] * per_row))
+
+    def error(self, case: Case, inputs: Inputs, result: Any) -> float:
+        """Compare all of a small result, some rows and the last chunk's keys of a large one."""
+        return worst_error(kept(result, inputs), exact_sample(inputs, gradients=case.mode == "backward"))
+
+    def sweep(self, device: str) -> Iterable[Case]:
+        """Lengths below, at and off the chunk; every chunk, window, group and width; packed documents."""
+        for place, (chunk, window, summaries) in enumerate(
+            product((1, 4, 8, 16, 32), (0, 1, 128, -1), (1, 2))
+        ):
+            lengths = (chunk // 2 + 1, 3 * chunk + 1, 96 + chunk // 2)
+            heads = ((4, 4), (8, 2), (8, 1))[place % 3]
+            for dtype in ("fp32", "bf16", "fp16"):
+                for length in (lengths[place % 3], 160 - 160 % chunk):
+                    yield _sweep_case(device, dtype, length, (chunk, window, summaries), heads, place)
+
+    def errors(self, case: Case) -> list[tuple[str, float, float]]:
+        """Forward and all six gradients of one case."""
+        inputs, allowed = draw(case, 7), TOLERANCE[case.kind]
+        found = []
+        for mode in ("forward", "backward"):
+            exact = exact_sample(inputs, gradients=mode == "backward")
+            got: Any = _Prepare(mode)(_ours)(inputs)()
+            names = ["text", "summary"] if mode == "forward" else [f"d {name}" for name in _NAMES]
+            found += [
+                (name, worst_error([left], [right]), allowed)
+                for name, left, right in zip(names, kept(got, inputs), exact, strict=True)
+            ]
+        return found
+
+
+def _dense(prepare: _Prepare, on_gpu: bool) -> list[Provider]:
+    words = "dense causal attention over the text alone"
+    if not on_gpu:
+        return [Provider("sdpa", prepare(peers.dense), computes=words)]
+    backends = {"sdpa_cudnn": "CUDNN_ATTENTION", "sdpa_flash": "FLASH_ATTENTION"}
+    return [
+        Provider(name, prepare(partial(peers.dense, backend=backend)), computes=words)
+        for name, backend in backends.items()
+    ]
+
+
+def _flex(case: Case, prepare: _Prepare) -> list[Provider]:
+    # Uncompiled FlexAttention is exact and slow, but a small case takes less time than to compile it.
+    compiled = case.sizes["T"] > 1024
+    absent = _ragged(case)
+    if case.device == "cpu" and case.mode == "backward":
+        absent = "FlexAttention has no gradient on a CPU"
+    separate, joint, near = (
+        prepare(partial(build, compiled=compiled))
+        for build in (peers.flex_separate, peers.flex_interleaved, peers.flex_window)
+    )
+    return [
+        Provider("flex_separate", separate, absent, read=_read_separate),
+        Provider("flex_interleaved", joint, absent, read=_read_interleaved),
+        Provider("flex_window", near, absent, computes="the raw window alone, no summaries"),
+    ]
+
+
+def _official(case: Case, prepare: _Prepare) -> Provider:
+    absent = peers.missing("summary_attn") if case.device == "cuda" else "needs CUDA"
+    return Provider("official_ksa", prepare(peers.official), absent or _ragged(case), read=_read_official)
+
+
+def _ragged(case: Case) -> str:
+    return "an unfinished chunk does not fit it" if case.sizes["T"] % case.sizes["k"] else ""
+
+
+def _sweep_case(
+    device: str, dtype: str, length: int, sizes: tuple[int, int, int], heads: tuple[int, int], place: int
+) -> Case:
+    chunk, window, summaries = sizes
+    width, packed = (64, 128)[place % 2], int(place % 5 == 4)
+    window = -(-length // chunk) if window < 0 else window
+    name = f"n {length}, k {chunk}, W {window}, m {summaries}, H {heads[0]}/{heads[1]}, D {width}"
+    every = {"B": 2, "H": heads[0], "G": heads[1], "T": length, "D": width, "k": chunk, "W": window}
+    every |= {"m": summaries, "packed": packed}
+    return Case("summary_attention", "all", name + ", packed" * packed, every, dtype, device)
+
+
+def num_summaries(sizes: Any) -> int:
+    """Return S: every chunk has summaries, an unfinished last one too."""
+    return int(sizes["m"] * -(-sizes["T"] // sizes["k"]))
+
+
+def num_pairs(sizes: Any) -> float:
+    """Count the pairs that no mask hides, text and summary rows together."""
+    length, chunk, window, summaries = (sizes[letter] for letter in "TkWm")
+    row_T = torch.arange(length)
+    chunk_T = row_T // chunk
+    text = row_T % chunk + 1 + chunk * chunk_T.clamp_max(window) + summaries * (chunk_T - window).clamp_min(0)
+    own: int = length * summaries + -(-length // chunk) * summaries * (summaries + 1) // 2
+    return float(text.sum()) + own
+
+
+def draw(case: Case, seed: int) -> Inputs:
+    """Draw rows and gradients on the device."""
+    sizes, generator = case.sizes, torch.Generator(case.device).manual_seed(seed)
+
+    def normal(heads: str, rows: int) -> Tensor:
+        shape = (sizes["B"], sizes[heads], rows, sizes["D"])
+        return torch.randn(shape, generator=generator, device=case.device, dtype=torch.float32).to(case.kind)
+
+    lengths = sizes["T"], num_summaries(sizes)
+    text, summary = (Rows(normal("H", rows), normal("G", rows), normal("G", rows)) for rows in lengths)
+    packed = None
+    if sizes.get("packed"):
+        document_BT = torch.arange(sizes["T"], device=case.device) // (3 * sizes["k"])
+        packed = first_chunks(document_BT.expand(sizes["B"], -1), sizes["k"])
+    pattern = Pattern(sizes["k"], sizes["W"], sizes["m"], sizes["D"] ** -0.5, packed)
+    return Inputs(text, summary, normal("H", lengths[0]), normal("H", lengths[1]), pattern)
+
+
+class _Prepare:
+    """Turns what a peer prepares into a call: the attention itself, or its gradients from a kept forward."""
+
+    def __init__(self, mode: str) -> None:
+        self._mode = mode
+
+    def __call__(self, build: Callable[[Inputs], Prepared]) -> Callable[[Inputs], Call]:
+        def bind(inputs: Inputs) -> Call:
+            leaves, run, grads = build(inputs)
+            if self._mode == "forward":
+                return lambda: _without_gradient(run, leaves)
+            leaves = tuple(leaf.detach().clone().requires_grad_() for leaf in leaves)
+            out = run(*leaves)
+            outs = out if isinstance(out, tuple) else (out,)
+            return lambda: torch.autograd.grad(outs, leaves, grads, retain_graph=True)
+
+        return bind
+
+
+def _without_gradient(run: Callable[..., Any], leaves: tuple[Tensor, ...]) -> Any:
+    with torch.no_grad():
+        return run(*leaves)
+
+
+def _ours(inputs: Inputs) -> Prepared:
+    chunk, window, summaries, scale, first = inputs.pattern
+    options: dict[str, Any] = {"chunk": chunk, "window": window, "summaries": summaries}
+    options |= {"scale": scale, "first_chunk_BC": first}
+
+    def run(*leaves: Tensor) -> tuple[Tensor, Tensor]:
+        return tuple(summary_attention(Rows(*leaves[:3]), Rows(*leaves[3:]), **options))  # type: ignore[return-value]
+
+    grads = (inputs.grad_text_BHTD, inputs.grad_summary_BHSD)
+    return Prepared((*inputs.text, *inputs.summary), run, grads)
+
+
+def _read_separate(inputs: Inputs, result: Any) -> Any:
+    if len(result) == 2:
+        return result
+    query, query_summary, *both = result
+    place = inputs.summary.key_BGTD.shape[2]
+    near, far = ([part[:, :, place:] for part in both], [part[:, :, :place] for part in both])
+    return (query, *near, query_summary, *far)
+
+
+def _read_interleaved(inputs: Inputs, result: Any) -> Any:
+    place_N = torch.argsort(peers.interleaved_order(inputs))
+    place = inputs.text.key_BGTD.shape[2]
+    parts = [part[:, :, place_N] for part in (result if isinstance(result, tuple) else (result,))]
+    return (*(part[:, :, :place] for part in parts), *(part[:, :, place:] for part in parts))
+
+
+def _read_official(inputs: Inputs, result: Any) -> Any:
+    parts = result if isinstance(result, tuple) else (result,)
+    return _read_interleaved(inputs, tuple(part.transpose(1, 2) for part in parts))
+
+
+OPERATOR = SummaryAttention()
