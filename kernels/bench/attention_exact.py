@@ -113,15 +113,3 @@ def _visible(inputs: Inputs, row_R: Tensor, num_text: int, num_summaries: int) -
     if pattern.first_chunk_BC is not None:
         visible = visible & (chunk_N >= pattern.first_chunk_BC[:, chunk_N[row_R]][:, :, None])
     return visible[:, None]
-
-
-def worst_error(got: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """Largest |got - exact| / |exact| of the tensors; one of nearly zeros counts as numbers of 0.01."""
-    errors = [0.0]
-    for left, right in zip(got, exact, strict=True):
-        if left.shape != right.shape or not left.isfinite().all():
-            return float("inf")
-        if right.numel():
-            size = right.norm().clamp_min(0.01 * right.numel() ** 0.5)
-            errors.append(float((left.double() - right).norm() / size))
-    return max(errors)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import math
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +22,7 @@ from feedworks_kernels.testing import TOLERANCE, forced
 OURS = "feedworks"
 Sizes = Mapping[str, int]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-_MODULES = ("summary_attention", "residual_quantize", "beam_step", "user_item_linear")
+_MODULES = ("summary_attention", "summary_decode", "residual_quantize", "beam_step", "user_item_linear")
 
 
 class Case(NamedTuple):
@@ -127,18 +129,39 @@ class Operator(ABC):
             for name, sizes in {**self.plan.check, **self.plan.quick}.items()
         ]
 
+    def random_case(self, draw: random.Random, device: str) -> Case:
+        """Draw a case for `errors`."""
+        sizes = self.random_sizes(draw)
+        shape = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        mode, dtype = draw.choice(self.plan.modes), draw.choice(self.plan.dtypes[device])
+        return Case(self.name, mode, shape, sizes, dtype, device)
+
+    @abstractmethod
+    def random_sizes(self, draw: random.Random) -> Sizes:
+        """Draw sizes of a small case, awkward ones among them."""
+
     def errors(self, case: Case) -> list[tuple[str, float, float]]:
         """Return (result, its error against float64, what is allowed) of ours for a case of `sweep`."""
         inputs = self.inputs(case, seed=7)
         ours = next(each for each in self.providers(case) if each.name == OURS)
-        return [(case.mode, self.error_of(case, ours, inputs), self.tolerance(case))]
+        call = ours.bind(inputs)
+        first, again = (_read(ours, inputs, call()) for _ in range(2))
+        return [
+            (case.mode, self.error(case, inputs, first), self.tolerance(case)),
+            (f"{case.mode}, repeated", difference(first, again), self.repeat_tolerance(case)),
+        ]
+
+    def repeat_tolerance(self, case: Case) -> float:
+        """Return how much two runs on the same inputs may differ: not at all, without atomic sums."""
+        del case
+        return 0.0
 
     def error_of(self, case: Case, provider: Provider, inputs: Any) -> float:
         """Run a provider once and compare; NaN where it computes something else."""
         result = provider.bind(inputs)()
         if provider.computes:
             return math.nan
-        return self.error(case, inputs, provider.read(inputs, result) if provider.read else result)
+        return self.error(case, inputs, _read(provider, inputs, result))
 
     @abstractmethod
     def inputs(self, case: Case, seed: int) -> Any:
@@ -177,11 +200,14 @@ def our_providers(bind: Callable[[Any], Call], device: str) -> list[Provider]:
     """Ours as the dispatch rule chooses it, and on a GPU the form in PyTorch operators beside it."""
     ours = [Provider(OURS, bind)]
     if device == "cuda":
-        ours.append(Provider(f"{OURS}_eager", lambda inputs: _as_eager(bind(inputs))))
+        ours.append(Provider(f"{OURS}_eager", partial(_as_eager, bind)))
     return ours
 
 
-def _as_eager(call: Call) -> Call:
+def _as_eager(bind: Callable[[Any], Call], inputs: Any) -> Call:
+    with forced("eager"):
+        call = bind(inputs)
+
     def run() -> object:
         with forced("eager"):
             return call()
@@ -189,8 +215,36 @@ def _as_eager(call: Call) -> Call:
     return run
 
 
+def _read(provider: Provider, inputs: Any, result: Any) -> Any:
+    return provider.read(inputs, result) if provider.read else result
+
+
+def difference(first: Any, again: Any) -> float:
+    """Largest difference of two results, over the largest number; a moving result is a race."""
+    pairs = [(first, again)] if isinstance(first, torch.Tensor) else zip(first, again, strict=True)
+    worst = 0.0
+    for left, right in pairs:
+        if left is None or not left.numel() or torch.equal(left, right):
+            continue
+        gap = (left.double() - right.double()).abs().max() / left.double().abs().max()
+        worst = max(worst, float(gap.nan_to_num(nan=float("inf"))))
+    return worst
+
+
 def relative_error(got: torch.Tensor, exact: torch.Tensor) -> float:
     """|got - exact| / |exact| in float64; infinite where something is missing or not a number."""
     if got.shape != exact.shape or not got.isfinite().all():
         return float("inf")
     return float((got.double() - exact).norm() / exact.norm().clamp_min(1e-300))
+
+
+def worst_error(got: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:
+    """Largest |got - exact| / |exact| of the tensors; one of nearly zeros counts as numbers of 0.01."""
+    errors = [0.0]
+    for left, right in zip(got, exact, strict=True):
+        if left.shape != right.shape or not left.isfinite().all():
+            return float("inf")
+        if right.numel():
+            size = right.norm().clamp_min(0.01 * right.numel() ** 0.5)
+            errors.append(float((left.double() - right).norm() / size))
+    return max(errors)

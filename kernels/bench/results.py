@@ -140,7 +140,7 @@ def _line(row: Row) -> str:
         _seconds(row["p50_s"]) or row["note"],
         spread,
         *(_short(row[name]) for name in ("speedup", "fraction_of_ceiling")),
-        row["error"] or row["note"],
+        row["error"] or (row["note"] if row["p50_s"] else ""),
     )
     return f"| {' | '.join(cells)} |"
 
@@ -179,3 +179,31 @@ def _locked(folder: Path) -> Iterator[None]:
 def as_text(rows: Sequence[Mapping[str, object]]) -> Sequence[Row]:
     """Return rows as they would be read back from a file."""
     return [{name: _text(row.get(name)) for name in COLUMNS} for row in rows]
+
+
+def label(row: Row) -> str:
+    """Name the case of a row for people."""
+    return f"{row['op']} {row['mode']} {row['shape']} {row['dtype']}"
+
+
+def brief(rows: Sequence[Row]) -> list[str]:
+    """Lay a run out in a line for each case: ours, its share of the ceiling, each peer's time over ours."""
+    cases: dict[str, list[Row]] = {}
+    for row in rows:
+        cases.setdefault(label(row), []).append(row)
+    lines = []
+    for name, group in cases.items():
+        words = []
+        for row in sorted(group, key=lambda row: row["provider"] != OURS):
+            if row["provider"] == OURS:
+                time = _seconds(row["p50_s"])
+                words.append(
+                    f"{time}, {_short(row['fraction_of_ceiling'])} of ceiling" if time else row["note"]
+                )
+            elif row["p50_s"]:
+                ratio = _short(row["speedup"])
+                words.append(f"{row['provider']} {ratio + 'x' if ratio else _seconds(row['p50_s'])}")
+            else:
+                words.append(f"{row['provider']} -")
+        lines.append(f"- {name}: {'; '.join(words)}")
+    return lines

@@ -1,4 +1,4 @@
-"""Run the bench of feedworks_kernels: `python kernels/bench/run.py [time | exactness | table | list]`."""
+"""Run the bench of feedworks_kernels: `python kernels/bench/run.py --help`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ Times the operators of feedworks_kernels against their peers, all in turns in on
 
   time       (default) check every provider against float64 on small, awkward shapes and on the timed one,
              then time those that are right. A wrong one gets no time, and the exit code is 1.
+  check      the same without timing
   exactness  ours over a sweep of shapes, types and options: forward, every gradient, decode; as Markdown
+  random     the same on random shapes, until the time is up
   table      lay out the newest rows of the results file as Markdown, for READMEs
   list       what would be timed, without doing it
 """
@@ -35,9 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("--device cuda: torch sees no CUDA device here; take --device cpu", file=sys.stderr)
         return 2
-    commands = {"time": _time, "exactness": _exactness, "table": _table, "list": _list}
     try:
-        return commands[options.command](options)
+        return _COMMANDS[options.command](options)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="run.py", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("command", nargs="?", default="time", choices=["time", "exactness", "table", "list"])
+    add("command", nargs="?", default="time", choices=list(_COMMANDS))
     add("--op", action="append", default=[], help="only this operator; may be repeated")
     add("--mode", action="append", default=[], help="only this mode, such as forward; may be repeated")
     add("--shape", default="", help="only shapes whose name contains this")
@@ -57,24 +58,26 @@ def _parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, default=240, help="time for all cases together, about (240)")
     add("--threads", type=int, default=0, help="threads of torch on a CPU (its choice)")
     add("--results", type=Path, default=None, help=f"file of rows ({RESULTS.name} beside this program)")
-    add("--shard", default="0/1", help="exactness: part I/N of the sweep, for several processes at once")
+    add("--shard", default="0/1", help="check, exactness, random: part I/N, for several processes at once")
     return parser
 
 
 def _time(options: argparse.Namespace) -> int:
-    cases = _cases(options)
-    path = options.results or (None if options.quick else RESULTS)
-    limits, same = ceilings(options.device), results.machine(options.device)
-    print(
-        f"{same['device']}: {limits.flop_per_s / 1e9:.4g} GFLOP/s, {limits.bytes_per_s / 1e9:.4g} GB/s, "
-        f"torch {same['torch']}, triton {same['triton'] or 'absent'}, commit {same['commit'] or 'unknown'}",
-        flush=True,
-    )
+    """Check and time; without ceilings nothing is timed."""
+    part, parts = _shard(options)
+    cases = _cases(options)[part::parts]
+    path = options.results or (RESULTS if options.command == "time" and not options.quick else None)
+    limits = ceilings(options.device) if options.command == "time" else None
+    same = results.machine(options.device)
+    if limits is not None:
+        given = f"{limits.flop_per_s / 1e9:.4g} GFLOP/s, {limits.bytes_per_s / 1e9:.4g} GB/s"
+        print(f"{same['device']}: {given}, commit {same['commit'] or 'unknown'}", flush=True)
+    known: dict[tuple[str, ...], str] = {}
     rows: list[results.Row] = []
     wrong, num_done = [], 0
     for operator, case, seconds in timing.within(cases, options.seconds):
         print(case.label(), file=sys.stderr, flush=True)
-        outcome = timing.run_case(operator, case, limits, seconds, same)
+        outcome = timing.run_case(operator, case, limits, seconds, same, known)
         num_done += 1
         wrong += outcome.wrong
         for sentence in outcome.wrong:
@@ -93,8 +96,9 @@ def _time(options: argparse.Namespace) -> int:
 
 
 def _exactness(options: argparse.Namespace) -> int:
-    part, _, parts = options.shard.partition("/")
-    found = exactness.sweep(options.op, options.device, int(part), int(parts), options.seconds)
+    part, parts = _shard(options)
+    source = exactness.random_cases if options.command == "random" else exactness.swept
+    found = exactness.run(source(options.op, options.device, part, parts), options.seconds)
     if options.results:
         exactness.write(options.results, found)
     print(exactness.table(found))
@@ -117,6 +121,13 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
+def _shard(options: argparse.Namespace) -> tuple[int, int]:
+    words = options.shard.split("/")
+    if len(words) != 2 or not all(word.isdecimal() for word in words) or not int(words[0]) < int(words[1]):
+        raise ValueError(f"--shard {options.shard}: expected I/N with I < N, such as 0/4")
+    return int(words[0]), int(words[1])
+
+
 def _cases(options: argparse.Namespace) -> list[tuple[Operator, Case]]:
     found = [
         (operator, case)
@@ -128,6 +139,15 @@ def _cases(options: argparse.Namespace) -> list[tuple[Operator, Case]]:
         raise ValueError(f"nothing to do: no case on {options.device} fits --op, --mode and --shape")
     return found
 
+
+_COMMANDS = {
+    "time": _time,
+    "check": _time,
+    "exactness": _exactness,
+    "random": _exactness,
+    "table": _table,
+    "list": _list,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -33,36 +33,45 @@ class Outcome(NamedTuple):
 
 
 def run_case(
-    operator: Operator, case: Case, limits: Ceilings, seconds: float, same: Mapping[str, object]
+    operator: Operator,
+    case: Case,
+    limits: Ceilings | None,
+    seconds: float,
+    same: Mapping[str, object],
+    known: dict[tuple[str, ...], str],
 ) -> Outcome:
     """Check and time one case.
 
     Args:
         operator: what the case belongs to.
         case: sizes, mode, type and device.
-        limits: the ceilings of this run.
+        limits: the ceilings of this run; None: check only.
         seconds: time for all timed rounds.
         same: columns that are the same for all rows.
+        known: as `check`; one for a whole run.
     """
     rows, wrong = [], []
     ready: dict[str, list[Call]] = {}
     errors: dict[str, float] = {}
-    sets = [operator.inputs(case, seed=1)]
-    sets += [operator.inputs(case, seed) for seed in range(2, 1 + num_sets(case, operator.work(case)))]
+    num = 1 if limits is None else num_sets(case, operator.work(case))
+    sets = [operator.inputs(case, seed) for seed in range(1, 1 + num)]
     for provider in operator.providers(case):
         if provider.missing:
             rows.append(_row(case, provider, same) | {"note": f"not run: {provider.missing}"})
             continue
-        found = check(operator, case, provider, sets[0])
+        found = check(operator, case, provider, sets[0], known)
         if isinstance(found, str):
             rows.append(_row(case, provider, same) | {"note": found})
             if found.startswith("wrong"):
                 wrong.append(f"{case.label()}, {provider.name}: {found}")
             continue
         errors[provider.name] = found
+        if limits is None:
+            rows.append(_row(case, provider, same) | {"error": found, "note": provider.computes})
+            continue
         ready[provider.name] = [provider.bind(inputs) for inputs in sets]
         rows.append(_row(case, provider, same) | {"note": provider.computes})
-    if ready:
+    if ready and limits is not None:
         timings = measure(ready, case.device, seconds=seconds)
         work, ours = operator.work(case), timings.get(OURS)
         for row in rows:
@@ -74,6 +83,9 @@ def run_case(
                 row["speedup"] = timing.p50_s / ours.p50_s if ours else None
                 row["load"] = os.getloadavg()[0]
                 row |= {"flops": work.flops, "bytes": work.num_bytes}
+    if case.device == "cuda":
+        ready.clear()
+        torch.cuda.empty_cache()  # other processes of a round need the memory
     return Outcome(rows, wrong)
 
 
@@ -91,17 +103,25 @@ def num_sets(case: Case, work: Work) -> int:
     return max(1 if wanted == 1 else 3, min(_MOST_SETS, wanted))
 
 
-def check(operator: Operator, case: Case, provider: Provider, inputs: Any) -> float | str:
-    """Return the error of a provider on the timed case, or why it may not be timed."""
+def check(
+    operator: Operator, case: Case, provider: Provider, inputs: Any, known: dict[tuple[str, ...], str]
+) -> float | str:
+    """Return the error of a provider on the timed case, or why it may not be timed.
+
+    Args:
+        operator: what the case belongs to.
+        case: the timed case.
+        provider: one that can run here.
+        inputs: of the timed case.
+        known: what the small cases gave before, of this mode, type and provider; filled here.
+    """
     allowed = operator.tolerance(case) if provider.tolerance is None else provider.tolerance
+    key = (case.op, case.mode, case.dtype, case.device, provider.name)
     try:
-        for small in operator.checks(case):
-            twin = {each.name: each for each in operator.providers(small)}.get(provider.name)
-            if twin is None or twin.missing or twin.computes:
-                continue
-            error = operator.error_of(small, twin, operator.inputs(small, seed=7))
-            if not error <= allowed:
-                return f"wrong: errs by {error:.2g} at {small.shape}, allowed {allowed:.2g}"
+        if key not in known:
+            known[key] = _small_cases(operator, case, provider.name, allowed)
+        if known[key]:
+            return known[key]
         error = operator.error_of(case, provider, inputs)
     except Exception as problem:  # a peer that breaks must not take the others with it
         kind = "wrong: breaks" if provider.name.startswith(OURS) else "not run"
@@ -109,6 +129,18 @@ def check(operator: Operator, case: Case, provider: Provider, inputs: Any) -> fl
     if not provider.computes and not error <= allowed:
         return f"wrong: errs by {error:.2g}, allowed {allowed:.2g}"
     return error
+
+
+def _small_cases(operator: Operator, case: Case, name: str, allowed: float) -> str:
+    """Say what is wrong with a provider at small awkward sizes; nothing if nothing is."""
+    for small in operator.checks(case):
+        twin = {each.name: each for each in operator.providers(small)}.get(name)
+        if twin is None or twin.missing or twin.computes:
+            continue
+        error = operator.error_of(small, twin, operator.inputs(small, seed=7))
+        if not error <= allowed:
+            return f"wrong: errs by {error:.2g} at {small.shape}, allowed {allowed:.2g}"
+    return ""
 
 
 def _row(case: Case, provider: Provider, same: Mapping[str, object]) -> dict[str, object]:

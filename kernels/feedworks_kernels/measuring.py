@@ -145,9 +145,13 @@ def _lane(calls: Sequence[Call], device: str) -> _Lane:
             for call in calls:
                 call()
         if _elapsed_s(calls) < _SHORT_S * len(calls):
-            graph, num_calls = captured(calls)
+            try:
+                graph, num_calls = captured(calls)
+            except RuntimeError:  # it waits for the GPU or allocates otherwise: Python's launches count
+                torch.cuda.synchronize()
+                return _Lane(_in_turn(calls, len(calls)), len(calls), "events")
             return _Lane(lambda number: graph.replay(), num_calls, "graph")
-        return _Lane(lambda number: calls[number % len(calls)](), 1, "events")
+        return _Lane(_in_turn(calls, 1), 1, "events")
     calls[0]()
     start_s = time.perf_counter()
     calls[-1]()
@@ -156,12 +160,17 @@ def _lane(calls: Sequence[Call], device: str) -> _Lane:
         for call in calls:
             call()
     num_calls = max(1, min(_MOST_CALLS, round(_TURN_S / (once_s + 1e-9))))
+    return _Lane(_in_turn(calls, num_calls), num_calls, "wall")
+
+
+def _in_turn(calls: Sequence[Call], num_calls: int) -> Callable[[int], None]:
+    """Return turn number -> that many calls, going round the sets of buffers."""
 
     def turn(number: int) -> None:
         for place in range(num_calls):
             calls[(number * num_calls + place) % len(calls)]()
 
-    return _Lane(turn, num_calls, "wall")
+    return turn
 
 
 def _round(lanes: Mapping[str, _Lane], number: int, device: str) -> Iterator[tuple[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -11,11 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import exactness, results, run, timing
+from bench import attention_peers, exactness, gpu_round, results, run, timing
 from bench.operators import beam_step, residual_quantize, user_item_linear
-from bench.registry import OURS, Case, Work, operators, relative_error
+from bench.operators import summary_attention as attention
+from bench.registry import OURS, Case, Work, difference, operators, relative_error
 from feedworks_kernels import measuring
 from feedworks_kernels.measuring import Ceilings
+from feedworks_kernels.summary_attention import reference
+from feedworks_kernels.summary_attention.pattern import Pattern
 
 ROOT = Path(__file__).parents[2]
 LIMITS = Ceilings(1e9, 1e10)
@@ -43,6 +47,7 @@ def test_every_operator_is_checked_and_timed(name, tmp_path, capsys):
         if row["provider"] == OURS:
             assert float(row["speedup"]) == 1
             assert 0 <= float(row["error"]) < 1e-4
+            assert 0 < float(row["fraction_of_ceiling"])
     assert f"| {name} |" in capsys.readouterr().out
 
 
@@ -161,14 +166,112 @@ def test_the_table_shows_the_newest_run():
 
 
 def test_exactness(tmp_path, monkeypatch, capsys):
-    command = ["exactness", "--op=user_item_linear", "--device=cpu", f"--results={tmp_path / 'a'}"]
+    command = ["exactness", "--op=residual_quantize", "--device=cpu", f"--results={tmp_path / 'a'}"]
     assert run.main(command) == 0
     found = exactness.read(tmp_path / "a")
-    assert found[0].cases == 2
-    assert exactness.worst(found + found)[0] == found[0]._replace(cases=4)
-    monkeypatch.setattr(user_item_linear.OPERATOR, "error", lambda *_: float("nan"))
+    assert {each.quantity for each in found} == {"forward", "forward, repeated"}
+    assert exactness.worst(found + found)[0] == found[0]._replace(cases=2 * found[0].cases)
+    monkeypatch.setattr(residual_quantize.OPERATOR, "error", lambda *_: float("nan"))
     assert run.main(command) == 1
     assert "too large" in capsys.readouterr().out
+
+
+def test_the_worst_is_the_one_furthest_over_what_is_allowed():
+    one = exactness.Finding("a", "forward", "fp32", 1, 0.5, 1.0, "here")
+    others = [one._replace(error=0.2, allowed=0.1, where="over"), one._replace(error=0.9, where="large")]
+    assert exactness.worst([one, *others])[0].where == "over"
+    assert not exactness.worst([one, *others])[0].passed
+    assert exactness.worst([one, one._replace(error=float("nan"), where="nan")])[0].where == "nan"
+    assert "- a fp32: 0 of 1 results pass over 3 cases, worst 2.0e-01" in exactness.brief(
+        exactness.worst([one, *others])
+    )
+
+
+def test_a_moving_result_is_seen():
+    assert difference(torch.ones(3), torch.ones(3)) == 0
+    assert difference([torch.ones(3), torch.ones(2)], [torch.ones(3), torch.tensor([1.0, 1.1])]) > 0.09
+    assert difference(torch.tensor([1.0, torch.nan]), torch.ones(2)) == float("inf")
+
+
+@pytest.mark.parametrize("name", [operator.name for operator in operators()])
+def test_every_operator_draws_random_cases(name):
+    cases = exactness.random_cases([name], "cpu", 0, 1)
+    found = exactness.run(itertools.islice(cases, 2), 60)
+    assert found
+    assert all(each.passed for each in found), exactness.table(found)
+
+
+def test_the_parts_of_a_sweep_are_the_whole():
+    whole = {case for _, case in map(hashable, exactness.swept([], "cpu", 0, 1))}
+    parts = [{case for _, case in map(hashable, exactness.swept([], "cpu", part, 3))} for part in range(3)]
+    assert set.union(*parts) == whole
+    assert sum(map(len, parts)) == len(whole)
+
+
+def hashable(pair):
+    operator, case = pair
+    return operator, (*case[:3], *case[4:])
+
+
+def test_pairs_by_hand_and_by_the_definition():
+    sizes = {"B": 2, "H": 3, "G": 3, "T": 45, "D": 16, "k": 4, "W": 3, "m": 2}
+    pattern = Pattern(4, 3, 2, 1.0)
+    mask = reference.mask(pattern, *reference.kinds(pattern, 45, 24))
+    assert attention.num_pairs(sizes) == int(mask.sum())
+    case = Case("summary_attention", "forward", "", sizes, "bf16", "cpu")
+    work = attention.OPERATOR.work(case)
+    assert work == Work(4 * int(mask.sum()) * 16 * 3 * 2, 2 * 2 * 69 * 16 * 2 * 6)
+
+
+def test_attention_peers_compute_the_same():
+    case = attention.OPERATOR.cases("cpu", quick=True)[0]
+    inputs = attention.OPERATOR.inputs(case, 1)
+    found = {each.name: each for each in attention.OPERATOR.providers(case) if not each.missing}
+    assert {"flex_separate", "flex_interleaved", "flex_window", "sdpa"} < set(found)
+    for name in ("flex_separate", "flex_interleaved"):
+        assert attention.OPERATOR.error_of(case, found[name], inputs) < 1e-5
+
+
+def test_a_block_in_two_lists_would_count_twice():
+    mask = attention_peers.block_mask(lambda b, h, reader, key: key <= reader, 384, 384, torch.device("cpu"))
+    assert mask.kv_num_blocks.tolist() == [[[1, 1, 1]]]
+    assert mask.full_kv_num_blocks.tolist() == [[[0, 1, 2]]]
+    assert mask.kv_indices[0, 0, :, 0].tolist() == [0, 1, 2]
+
+
+def test_a_sample_of_a_long_sequence_is_exact():
+    sizes = {"B": 1, "H": 2, "G": 1, "T": 1100, "D": 64, "k": 8, "W": 6, "m": 1}
+    for mode in ("forward", "backward"):
+        case = Case("summary_attention", mode, "", sizes, "fp32", "cpu")
+        inputs = attention.OPERATOR.inputs(case, 1)
+        ours = attention.OPERATOR.providers(case)[0]
+        assert attention.OPERATOR.error_of(case, ours, inputs) < 1e-5
+        shifted = [part.roll(1, dims=2) for part in ours.bind(inputs)()]
+        assert attention.OPERATOR.error(case, inputs, shifted) > 0.1
+
+
+def test_the_round_runs_and_keeps_what_it_found(tmp_path, capsys):
+    arguments = ["--device=cpu", "--quick", "--op=user_item_linear", "--only=check", "--only=time"]
+    assert gpu_round.main([*arguments, f"--out={tmp_path}"]) == 0
+    assert len(results.read(tmp_path / "results.csv")) == 5
+    assert {row["error"] != "" for row in results.read(tmp_path / "check.csv")} == {True}
+    printed = capsys.readouterr().out
+    assert "- check: passed" in printed
+    assert "user_item_linear forward 300x(40+8)x16 fp32: " in printed.splitlines()[-1]
+    assert len(list(tmp_path.iterdir())) <= 8
+
+
+def test_a_section_that_hangs_or_fails_takes_no_other_with_it(tmp_path):
+    commands = [["-c", "import time; time.sleep(60)"], ["-c", "print('done')"], ["-c", "raise SystemExit(3)"]]
+    done = gpu_round.run_section(gpu_round.Section("three", commands, 2), tmp_path)
+    assert done.codes == [None, 0, 3]
+    assert done.failed()
+    assert done.seconds < 10
+    assert "done" in (tmp_path / "round.log").read_text()
+    text = gpu_round.report([done, gpu_round.Done("fine", 1.0, [0])], tmp_path)
+    assert "- three: failed" in text
+    assert "1 of 3 processes stopped at the end of its box" in text
+    assert "- fine: passed" in text
 
 
 def test_measure_takes_turns_and_rotates_the_buffers():
@@ -197,7 +300,11 @@ def test_cases_share_the_time_that_is_left():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--op=nonsense"], "unknown operator 'nonsense'"), (["--shape=nonsense"], "nothing to do")],
+    [
+        (["--op=nonsense"], "unknown operator 'nonsense'"),
+        (["--shape=nonsense"], "nothing to do"),
+        (["exactness", "--shard=4/4"], "--shard 4/4: expected I/N with I < N"),
+    ],
 )
 def test_wrong_arguments_are_named(arguments, message, capsys):
     assert run.main([*arguments, "--device=cpu"]) == 2

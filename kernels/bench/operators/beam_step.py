@@ -8,6 +8,7 @@ Shape letters: K live beams, C codes, W beams kept, L levels.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -89,6 +90,10 @@ class BeamStepBench(Operator):
         check={"9 beams, C 16": {"K": 9, "C": 16, "items": 500}},
         dtypes={"cpu": ("fp32",), "cuda": ("fp32",)},
     )
+
+    def random_sizes(self, draw: random.Random) -> dict[str, int]:
+        """Draw from a few beams to more than there are children."""
+        return {"K": draw.randint(1, 300), "C": draw.randint(2, 900), "items": draw.randint(1, 20_000)}
 
     def inputs(self, case: Case, seed: int) -> Inputs:
         """Draw logits and beams; the trie is always the same."""

@@ -6,6 +6,7 @@ Shape letters: N vectors, D width, L levels, C codes per level.
 from __future__ import annotations
 
 import importlib.util
+import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -54,6 +55,11 @@ class ResidualQuantize(Operator):
         check={"D 24, C 32, L 2": {"N": 333, "D": 24, "C": 32, "L": 2}},
         dtypes={"cpu": ("fp32",), "cuda": ("fp32", "bf16")},
     )
+
+    def random_sizes(self, draw: random.Random) -> dict[str, int]:
+        """Draw widths that are no multiples of anything."""
+        most = {"N": 3000, "D": 200, "C": 700, "L": 4}
+        return {letter: draw.randint(1, size) for letter, size in most.items()}
 
     def inputs(self, case: Case, seed: int) -> Inputs:
         """Draw normal vectors; level l has codes of length 0.7^l."""
