@@ -12,6 +12,7 @@ T + S rows of the interleaved sequence, Q rows that read.
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -201,7 +202,12 @@ def _flex(mask: Any, scale: float, compiled: bool) -> Callable[..., Any]:
         out: Tensor = attend(query, key, value, block_mask=mask, scale=scale, enable_gqa=is_grouped)
         return out
 
-    return run
+    def run_quietly(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        with warnings.catch_warnings():  # it says that it is not compiled
+            warnings.simplefilter("ignore", UserWarning)
+            return run(query, key, value)
+
+    return run if compiled else run_quietly
 
 
 @lru_cache(maxsize=1)

@@ -67,7 +67,7 @@ def _time(options: argparse.Namespace) -> int:
     part, parts = _shard(options)
     cases = _cases(options)[part::parts]
     path = options.results or (RESULTS if options.command == "time" and not options.quick else None)
-    limits = ceilings(options.device) if options.command == "time" else None
+    limits = ceilings(options.device, quick=options.quick) if options.command == "time" else None
     same = results.machine(options.device)
     if limits is not None:
         given = f"{limits.flop_per_s / 1e9:.4g} GFLOP/s, {limits.bytes_per_s / 1e9:.4g} GB/s"

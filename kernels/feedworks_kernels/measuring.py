@@ -85,8 +85,12 @@ def measure(calls: Mapping[str, Sequence[Call]], device: str, *, seconds: float)
     return {name: _quantiles(samples[name], lane.how) for name, lane in lanes.items()}
 
 
-def ceilings(device: str) -> Ceilings:
+def ceilings(device: str, *, quick: bool = False) -> Ceilings:
     """Measure the two limits that every row is held to.
+
+    Args:
+        device: "cpu" or "cuda".
+        quick: products of 512^3 and copies of 16 MiB: no limits, but a try of everything around them.
 
     Returns:
         On a GPU a bf16 product of 8192^3 and a copy of 4 GiB, on a CPU an fp32 product of 2048^3 and a copy
@@ -94,8 +98,11 @@ def ceilings(device: str) -> Ceilings:
     """
     on_gpu = device == "cuda"
     size, kind = (8192, torch.bfloat16) if on_gpu else (2048, torch.float32)
+    num_bytes = 1 << 32 if on_gpu else 1 << 28
+    if quick:
+        size, num_bytes = 512, 1 << 24
     left, right = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
-    source = torch.empty(1 << 32 if on_gpu else 1 << 28, dtype=torch.uint8, device=device).random_()
+    source = torch.empty(num_bytes, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
     timings = measure(
         {"product": [lambda: left @ right], "copy": [lambda: target.copy_(source)]}, device, seconds=0.5
