@@ -1,6 +1,8 @@
 """The packed store behind Feast's interface: the values of Feast's own stores, and the order of events."""
 
 import asyncio
+import itertools
+import struct
 import threading
 from datetime import datetime, timedelta
 
@@ -12,6 +14,7 @@ from feedworks.errors import DataError
 from feedworks.features.feast_source import MAX_WAITING, FeastSource
 from feedworks.features.feast_values import layout_of_view
 from feedworks.features.local_redis import running_redis
+from feedworks.features.packed_redis import write_newer
 from feedworks.features.reading import FRESH, MISSING, STALE
 from feedworks.features.schema import FeatureSchema, ServiceSchema, ViewSchema
 
@@ -210,6 +213,20 @@ def test_an_older_event_never_overwrites_a_newer_one(kind, tmp_path, port):
         write(store, view, 1, {"n": 5, "share": 0.5, "items": [1]}, NOW + millisecond, created=NOW + HOUR)
         write(store, view, 1, {"n": 6, "share": 0.5, "items": [1]}, NOW + millisecond, created=NOW)
         assert value() == [5]
+
+
+def test_times_are_compared_in_all_their_64_bits(port):
+    """In Redis by halves: every pair of an old and a new row, times on both sides of where halves change."""
+    event_us = [-(2**32) - 1, -1, 0, 5, 2**32 - 1, 2**32, 2**33 + 1, 1_750_000_000_000_000]
+    times = [(event, created) for event in event_us for created in event_us]
+    pairs = list(itertools.product(times, times))
+    keys = [b"halves:%d" % number for number in range(len(pairs))]
+    old, new = ([struct.pack("<qq", *pair[which]) for pair in pairs] for which in (0, 1))
+    with redis.Redis(port=port) as client:
+        assert write_newer(client, keys, old) == len(pairs)
+        assert write_newer(client, keys, new) == sum(after >= before for before, after in pairs)
+        found = [struct.unpack("<qq", row) for row in client.mget(keys)]
+    assert found == [max(pair) for pair in pairs]
 
 
 def test_feasts_own_sqlite_store_does_overwrite(tmp_path, port):
