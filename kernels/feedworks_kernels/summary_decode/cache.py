@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from feedworks_kernels.summary_attention.pattern import Rows
-from feedworks_kernels.summary_decode import cache_checks
+from feedworks_kernels.summary_decode import cache_checks, registration
 from feedworks_kernels.summary_decode.attention import cache_attention
 from feedworks_kernels.summary_decode.layout import CacheLayout, Places, places
 
@@ -154,25 +154,19 @@ class SummaryCache:
             places = self.places(slot_B, ending_S, summaries=summary is not None)
         cache_checks.check_places(self.layout, places, text, summary)
         rows = _together(text, summary, ending_S)
-        slot_B1 = places.slot_B[:, None]
-        self.key_NGLD[slot_B1, :, places.write_BQ] = rows.key_BGTD.transpose(1, 2)
-        self.value_NGLD[slot_B1, :, places.write_BQ] = rows.value_BGTD.transpose(1, 2)
+        caches = self.key_NGLD, self.value_NGLD
+        registration.write((*caches, self.length_N), rows[1:], places)
         out_BHQD = cache_attention(
             rows.query_BHTD,
-            self.key_NGLD,
-            self.value_NGLD,
+            *caches,
             places.start_BQ,
             places.stop_BQ,
             slot_B=places.slot_B,
             scale=scale,
         )
-        self.length_N.index_add_(0, places.slot_B, places.advance_B)
         if summary is None:
             return DecodeStep(out_BHQD, None)
-        for cache in (self.key_NGLD, self.value_NGLD):
-            cache[slot_B1, :, places.move_BP] = cache[places.slot_B, :, : places.move_BP.shape[1]].transpose(
-                1, 2
-            )
+        registration.move(caches, places)
         summary_BHmD = out_BHQD[:, :, 1:]
         return DecodeStep(out_BHQD[:, :, :1], summary_BHmD if ending_S is None else summary_BHmD[ending_S])
 

@@ -153,6 +153,10 @@ def check_rows(
     if text.query_BHTD.ndim != 4:
         raise ValueError(f"text query: expected (B, H, 1, {width}), got {what(text.query_BHTD)}")
     num_batch, num_heads = text.query_BHTD.shape[:2]
+    if num_heads % num_groups:
+        raise ValueError(f"text query has {num_heads} heads: expected a multiple of the cache's {num_groups}")
+    if torch.is_grad_enabled() and any(rows.requires_grad for rows in (*text, *(summary or ()))):
+        raise ValueError("a step has no gradient: make it under torch.no_grad()")
     heads = (num_heads, num_groups, num_groups)
     for kind, tensor, number in zip(("query", "key", "value"), text, heads, strict=True):
         _check_tensor(f"text {kind}", tensor, (num_batch, number, 1, width), cache_NGLD)

@@ -6,8 +6,6 @@ of a slot, D head width, S parts; R query heads of a group in one program, T row
 
 from __future__ import annotations
 
-import os
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import NamedTuple
 
@@ -17,11 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from feedworks_kernels.summary_decode import eager
+from feedworks_kernels.summary_decode.tiles_kernel import INTERPRETED, OPTIONS, on
+from feedworks_kernels.summary_decode.update_kernel import move, write
 
-# In the interpreter bf16 arithmetic is silently wrong, so operands go up to fp32 right after each load.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# Triton warns where fusing a * b + c is left to its default.
-OPTIONS = {"enable_fp_fusion": True}
+__all__ = ["cache_attention", "move", "write"]
+
 _WIDEST = 256  # of a head: wider ones go to PyTorch
 _MOST_ROWS = 2**30  # of a slot: places within a slot are 32-bit numbers
 _LOG2_E = 1.4426950408889634
@@ -195,7 +193,7 @@ def cache_attention(
     if not out_BHQD.numel():
         return out_BHQD
     key_NGLD, value_NGLD = (x if x.stride(3) == 1 else x.contiguous() for x in (key_NGLD, value_NGLD))
-    with _on(query_BHQD):
+    with on(query_BHQD):
         group, tile = num_heads // num_groups, tile_for(query_BHQD.dtype, width)
         block_heads = min(64, max(16, triton.next_power_of_2(group)))
         programs = num_batch * num_groups * num_queries * triton.cdiv(group, block_heads)
@@ -283,11 +281,3 @@ def num_processors(device: torch.device) -> int:
 
 def _floats(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=like.device)
-
-
-def _on(tensor: Tensor) -> AbstractContextManager[object]:
-    if tensor.is_cuda:
-        return torch.cuda.device(tensor.device)
-    if INTERPRETED:
-        return nullcontext()
-    raise RuntimeError(f"Triton cannot run on {tensor.device}: unset FEEDWORKS_KERNELS, or use a CUDA device")

@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from feedworks_kernels.summary_decode.eager import move, write
+
+__all__ = ["cache_attention", "move", "write"]
+
 
 def cache_attention(
     query_BHQD: Tensor,

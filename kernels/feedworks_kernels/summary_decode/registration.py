@@ -1,4 +1,4 @@
-"""cache_attention as an operator of torch, which torch.export and torch.compile keep as one node.
+"""cache_attention, and the cache's changes, as operators of torch: one node each in torch.compile and export.
 
 Shape letters: B, H, G, Q, N, L, D as in the package's __init__.
 """
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, library
 
 from feedworks_kernels._dispatch import implementation
+from feedworks_kernels.summary_decode.layout import Places
 
 OP = "summary_decode"
 
@@ -38,6 +39,69 @@ cache_attention = library.custom_op(
 )
 
 
+def _write(
+    key_NGLD: Tensor,
+    value_NGLD: Tensor,
+    length_N: Tensor,
+    new_key_BGQD: Tensor,
+    new_value_BGQD: Tensor,
+    slot_B: Tensor,
+    write_BQ: Tensor,
+    advance_B: Tensor,
+) -> None:
+    with torch.no_grad():
+        form = implementation(OP, key_NGLD.device, "write")
+        form(key_NGLD, value_NGLD, length_N, new_key_BGQD, new_value_BGQD, slot_B, write_BQ, advance_B)
+
+
+def _move(key_NGLD: Tensor, value_NGLD: Tensor, slot_B: Tensor, move_BP: Tensor) -> None:
+    with torch.no_grad():
+        implementation(OP, key_NGLD.device, "move")(key_NGLD, value_NGLD, slot_B, move_BP)
+
+
+cache_write = library.custom_op(
+    "feedworks::cache_write",
+    _write,
+    mutates_args=("key", "value", "length"),
+    schema="(Tensor(a!) key, Tensor(b!) value, Tensor(c!) length, Tensor new_key, Tensor new_value, "
+    "Tensor slot, Tensor write, Tensor advance) -> ()",
+)
+cache_move = library.custom_op(
+    "feedworks::cache_move",
+    _move,
+    mutates_args=("key", "value"),
+    schema="(Tensor(a!) key, Tensor(b!) value, Tensor slot, Tensor move) -> ()",
+)
+
+
 @cache_attention.register_fake
 def _(query, key, value, start, stop, slot, scale):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     return query.new_empty(query.shape)
+
+
+@cache_write.register_fake
+def _(key, value, length, new_key, new_value, slot, write, advance):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    return None
+
+
+@cache_move.register_fake
+def _(key, value, slot, move):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    return None
+
+
+def write(caches: tuple[Tensor, Tensor, Tensor], rows: tuple[Tensor, Tensor], places: Places) -> None:
+    """Put the new keys and values of a step into the cache and count the tokens.
+
+    Args:
+        caches: keys and values (N, G, L, D), lengths (N,); they change.
+        rows: new keys and values (B, G, Q, D).
+        places: where they go.
+    """
+    run = cache_write if torch.compiler.is_compiling() else _write
+    run(*caches, *rows, places.slot_B, places.write_BQ, places.advance_B)
+
+
+def move(caches: tuple[Tensor, Tensor], places: Places) -> None:
+    """Move chunks that have ended into the ring and their summaries behind the others."""
+    run = cache_move if torch.compiler.is_compiling() else _move
+    run(*caches, places.slot_B, places.move_BP)
