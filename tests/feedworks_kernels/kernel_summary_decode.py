@@ -173,3 +173,40 @@ def test_cache_steps_are_the_rows_of_one_pass(dtype, window):
             torch.testing.assert_close(out.text_BHQD[b, :, 0], expected.text_BHTD[b, :, t], **limit)
             own = expected.summary_BHSD[b, :, t // 2 * 2 : t // 2 * 2 + 2] * (t % 2)
             torch.testing.assert_close(out.summary_BHmD[b], own, **limit)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
+def test_steps_replay_from_a_graph():
+    """A step waits for nothing, so a graph captures it, and a replay goes on from the state it finds."""
+    layout = CacheLayout(chunk=4, window=2, capacity=40, summaries=1)
+    caches = [SummaryCache(layout, 3, 2, 64, dtype=torch.bfloat16, device=DEVICE) for _ in range(2)]
+    new = [torch.randn(3, heads, 1, 64, device=DEVICE, dtype=torch.bfloat16) for heads in (4, 2, 2) * 2]
+    rows = Rows(*new[:3]), Rows(*new[3:])
+    slot = torch.tensor([2, 0, -1], device=DEVICE)
+    caches[1].step(*rows, slot_B=slot)  # compiles the kernels
+    caches[1].reset()
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        out = caches[1].step(*rows, slot_B=slot)
+    caches[1].reset()
+    for _ in range(25):
+        for x in new:
+            x.normal_()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            expected = caches[0].step(*rows, slot_B=slot)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        graph.replay()
+        assert_close(out.text_BHQD, expected.text_BHQD, torch.bfloat16)
+        assert_close(out.summary_BHmD, expected.summary_BHmD, torch.bfloat16)
+    assert caches[1].length_N.tolist() == caches[0].length_N.tolist() == [25, 0, 25]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="programs run one after the other there")
+def test_runs_agree_bit_by_bit():
+    arguments = random_call((4, 8, 2, 2, 4, 3000, 128), torch.bfloat16)
+    first = call(arguments)
+    for _ in range(20):
+        assert torch.equal(call(arguments), first)

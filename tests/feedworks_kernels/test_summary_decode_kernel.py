@@ -16,6 +16,7 @@ from feedworks_kernels.machine_code import compile_for_gpu
 
 triton = pytest.importorskip("triton")
 kernel = importlib.import_module("feedworks_kernels.summary_decode.kernel")
+update_kernel = importlib.import_module("feedworks_kernels.summary_decode.update_kernel")
 CASES = Path(__file__).with_name("kernel_summary_decode.py")
 SIZES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
@@ -103,6 +104,31 @@ def test_merging(capability):
     assert machine.total("LDG.E.128") > 0
 
 
+@pytest.mark.parametrize("capability", [90, 80])
+@pytest.mark.parametrize("name", ["write_kernel", "move_kernel"])
+def test_changes_of_the_cache(name, capability):
+    names = ("key_ptr", "value_ptr", "new_key_ptr", "new_value_ptr")
+    pointers = dict.fromkeys(names, "*bf16")
+    pointers |= dict.fromkeys(("length_ptr", "slot_ptr", "write_ptr", "advance_ptr", "move_ptr"), "*i64")
+    strides = {f"{name}_slot_stride": 8 * 4096 * 128 for name in ("key", "value")}
+    strides |= {f"{name}_head_stride": 4096 * 128 for name in ("key", "value")}
+    sizes = {"KEY_STRIDE": 128, "VALUE_STRIDE": 128, "GROUPS": 8, "QUERIES": 2, "ROWS": 9, "D": 128}
+    function = getattr(update_kernel, name)
+    machine = compile_for_gpu(
+        function,
+        {name: kind for name, kind in pointers.items() if name in function.arg_names},
+        strides | sizes | {"BLOCK_D": 128, "BLOCK_P": 16},
+        capability=capability,
+        num_warps=1 if name == "write_kernel" else 4,
+        **kernel.OPTIONS,
+    )
+    assert not machine.spills()
+    # One warp copies a row of 256 bytes by 64 bits per lane.
+    wide = "64" if name == "write_kernel" else "128"
+    assert machine.total(f"STG.E.{wide}") > 0
+    assert machine.total(f"LDG.E.{wide}") > 0
+
+
 def test_the_gate_sees_a_tile_that_spills_and_narrow_loads():
     with pytest.raises(AssertionError):
         assert_streams(part(torch.bfloat16, 128, 90, tile=kernel.Tile(128, 1, 3)))
@@ -111,8 +137,8 @@ def test_the_gate_sees_a_tile_that_spills_and_narrow_loads():
 
 
 def test_parts_fill_the_device_and_stay_long():
-    assert kernel.num_parts(1, 16_000, 132) == 62  # 256 rows each
-    assert kernel.num_parts(128, 5_000, 132) == 5
+    assert kernel.num_parts(1, 7_000, 132) == 54  # 128 rows each
+    assert kernel.num_parts(128, 5_000, 132) == 9
     assert kernel.num_parts(10_000, 100_000, 132) == 1
     assert kernel.num_parts(1, 10**6, 132) == 64
     assert kernel.num_parts(1, 10, 132) == 1

@@ -51,10 +51,6 @@ def cache_attention(
         slot_B = torch.arange(query_BHQD.shape[0], device=query_BHQD.device)
     if scale is None:
         scale = query_BHQD.shape[3] ** -0.5
-    if torch.compiler.is_compiling():
-        out_BHQD: Tensor = registration.cache_attention(
-            query_BHQD, key_NGLD, value_NGLD, start_BQ, stop_BQ, slot_B, scale
-        )
-        return out_BHQD
-    check_slices(start_BQ, stop_BQ, slot_B, key_NGLD.shape[0], key_NGLD.shape[2])
-    return registration.run(query_BHQD, key_NGLD, value_NGLD, start_BQ, stop_BQ, slot_B, scale)
+    if not torch.compiler.is_compiling():
+        check_slices(start_BQ, stop_BQ, slot_B, key_NGLD.shape[0], key_NGLD.shape[2])
+    return registration.attend(query_BHQD, (key_NGLD, value_NGLD), (start_BQ, stop_BQ), slot_B, scale)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from feedworks_kernels.summary_attention.pattern import Rows
 from feedworks_kernels.summary_decode import cache_checks, registration
-from feedworks_kernels.summary_decode.attention import cache_attention
 from feedworks_kernels.summary_decode.layout import CacheLayout, Places, places
 
 
@@ -156,14 +155,9 @@ class SummaryCache:
         rows = _together(text, summary, ending_S)
         caches = self.key_NGLD, self.value_NGLD
         registration.write((*caches, self.length_N), rows[1:], places)
-        out_BHQD = cache_attention(
-            rows.query_BHTD,
-            *caches,
-            places.start_BQ,
-            places.stop_BQ,
-            slot_B=places.slot_B,
-            scale=scale,
-        )
+        slices = places.start_BQ, places.stop_BQ
+        scale = caches[0].shape[3] ** -0.5 if scale is None else scale
+        out_BHQD = registration.attend(rows.query_BHTD, caches, slices, places.slot_B, scale)
         if summary is None:
             return DecodeStep(out_BHQD, None)
         registration.move(caches, places)

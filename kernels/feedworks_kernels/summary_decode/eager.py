@@ -112,6 +112,12 @@ def write(
 
 def move(key_NGLD: Tensor, value_NGLD: Tensor, slot_B: Tensor, move_BP: Tensor) -> None:
     """Copy the first P rows of each slot to the rows `move_BP`: mostly to themselves."""
+    if slot_B.device.type == "cpu":  # a row that stays need not be copied
+        stay_P = torch.arange(move_BP.shape[1])
+        moves_B = (move_BP != stay_P).any(dim=1)
+        if not moves_B.any():
+            return
+        slot_B, move_BP = slot_B[moves_B], move_BP[moves_B]
     for cache in (key_NGLD, value_NGLD):
         rows_BPGD = cache[slot_B, :, : move_BP.shape[1]].transpose(1, 2)
         cache[slot_B[:, None], :, move_BP] = rows_BPGD

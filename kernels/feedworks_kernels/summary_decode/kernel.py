@@ -253,9 +253,9 @@ def tile_for(dtype: torch.dtype, width: int) -> Tile:
     return Tile(rows=min(128, max(16, (16 << 10) // row_bytes)), num_warps=4, num_stages=3)
 
 
-# Programs of 96 KB in flight: two on an SM, and two rounds of them so that none waits long for the last. A
-# part of 256 rows reads 128 KB (bf16, D 128) and writes 2 KB of partial sums for a group of 4 heads.
-_PROGRAMS_PER_PROCESSOR, _LEAST_ROWS, _MOST_PARTS = 4, 256, 64
+# Programs have 96 KB in flight, two run on an SM: four rounds of them, so that none waits long for the last.
+# A part of 128 rows reads 64 KB (bf16, D 128) and writes 2 KB of partial sums for a group of 4 heads.
+_PROGRAMS_PER_PROCESSOR, _LEAST_ROWS, _MOST_PARTS = 8, 128, 64
 
 
 def num_parts(num_pairs: int, num_rows: int, processors: int) -> int:

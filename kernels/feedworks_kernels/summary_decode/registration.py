@@ -14,7 +14,7 @@ from feedworks_kernels.summary_decode.layout import Places
 OP = "summary_decode"
 
 
-def run(
+def _attend(
     query_BHQD: Tensor,
     key_NGLD: Tensor,
     value_NGLD: Tensor,
@@ -23,7 +23,6 @@ def run(
     slot_B: Tensor,
     scale: float,
 ) -> Tensor:
-    """Choose a form by the device and call it."""
     with torch.no_grad():
         form = implementation(OP, query_BHQD.device, "cache_attention")
         out_BHQD: Tensor = form(query_BHQD, key_NGLD, value_NGLD, start_BQ, stop_BQ, slot_B, scale)
@@ -32,7 +31,7 @@ def run(
 
 cache_attention = library.custom_op(
     "feedworks::cache_attention",
-    run,
+    _attend,
     mutates_args=(),
     schema="(Tensor query, Tensor key, Tensor value, Tensor start, Tensor stop, Tensor slot, float scale) "
     "-> Tensor",
@@ -87,6 +86,27 @@ def _(key, value, length, new_key, new_value, slot, write, advance):  # type: ig
 @cache_move.register_fake
 def _(key, value, slot, move):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     return None
+
+
+def attend(
+    query_BHQD: Tensor,
+    caches: tuple[Tensor, Tensor],
+    slices: tuple[Tensor, Tensor],
+    slot_B: Tensor,
+    scale: float,
+) -> Tensor:
+    """Attend over slices of the cache, unchecked. As `feedworks_kernels.cache_attention`.
+
+    Args:
+        query_BHQD: queries.
+        caches: keys and values (N, G, L, D).
+        slices: start and stop (B, Q).
+        slot_B: which of the N slots each sequence reads.
+        scale: factor of the products.
+    """
+    run = cache_attention if torch.compiler.is_compiling() else _attend
+    out_BHQD: Tensor = run(query_BHQD, *caches, *slices, slot_B, scale)
+    return out_BHQD
 
 
 def write(caches: tuple[Tensor, Tensor, Tensor], rows: tuple[Tensor, Tensor], places: Places) -> None:
