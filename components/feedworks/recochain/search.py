@@ -91,6 +91,9 @@ def beam_search(
             state = states[:, :, 0]
         elif branch is not None:
             branch = select_branches(branch, step.parent_BW)
+    # Only a form that may wait names broken logits itself; a NaN goes through to the last step.
+    if score.isnan().any():
+        raise ModelError("the model cannot generate (a logit is NaN or +inf); train it with a lower lr")
     return Beams(node, code, score, branch)
 
 
@@ -211,9 +214,12 @@ def _step(
     node_BW: Tensor,
     config: SearchConfig,
 ) -> BeamStep:
-    widest = int((level.child_start[node_BW + 1] - level.child_start[node_BW]).max())
-    if config.normalise == "children" and widest <= FEW_CHILDREN * model.num_codes:
-        return _keep_best(_children(model, number, level, state_BWD, node_BW, config), score_BW, config.beam)
+    # On CUDA the product with all rows is short, and to ask for the widest node would wait for the device.
+    if config.normalise == "children" and not state_BWD.is_cuda:
+        widest = int((level.child_start[node_BW + 1] - level.child_start[node_BW]).max())
+        if widest <= FEW_CHILDREN * model.num_codes:
+            children = _children(model, number, level, state_BWD, node_BW, config)
+            return _keep_best(children, score_BW, config.beam)
     logits_BWC = model.code_logits(state_BWD, number)
     return beam_step(
         logits_BWC, score_BW, node_BW, level.child_start, level.child_code, config.beam, config.normalise
