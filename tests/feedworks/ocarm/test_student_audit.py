@@ -86,7 +86,8 @@ def test_a_column_that_no_contract_knows_is_seen(copied: Path) -> None:
     features = read_json(copied / "student" / "features.json")
     features["views"][0]["features"][0]["name"] = "next_item"
     write_json(copied / "student" / "features.json", features)
-    assert audit(copied)["columns"] == (False, "not of the contracts: user_profile.next_item")
+    check = student_audit.check_columns(copied / "student", copied / "observables")
+    assert check == ("columns", False, "not of the contracts: user_profile.next_item")
 
 
 @pytest.mark.parametrize(
@@ -101,9 +102,9 @@ def test_another_service_view_or_entity_is_seen(copied: Path, key: str, value: s
     features = read_json(copied / "student" / "features.json")
     (features if key == "service" else features["views"][0])[key] = value
     write_json(copied / "student" / "features.json", features)
-    passed, detail = audit(copied)["columns"]
-    assert not passed
-    assert said in detail
+    check = student_audit.check_columns(copied / "student", copied / "observables")
+    assert not check.passed
+    assert said in check.detail
 
 
 def test_content_in_the_training_table_is_seen(copied: Path) -> None:
