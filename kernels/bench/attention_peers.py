@@ -219,8 +219,8 @@ def _compiled_flex() -> Callable[..., Any]:
     torch._functorch.config.donated_buffer = False
     # Each mask and length is another program.
     torch._dynamo.config.recompile_limit = 64
-    # On a CPU a compilation takes 20 s, so one serves all lengths.
-    return torch.compile(flex_attention, dynamic=not torch.cuda.is_available())
+    # With variable sizes the C++ made of a mask that holds a number does not compile (torch 2.13).
+    return torch.compile(flex_attention, dynamic=False)
 
 
 def _own_chunk(query: Tensor, key: Tensor, value: Tensor, num_summaries: int, pattern: Pattern) -> Tensor:

@@ -134,6 +134,9 @@ def _flex(case: Case, prepare: _Prepare) -> list[Provider]:
     absent = _ragged(case)
     if case.device == "cpu" and case.mode == "backward":
         absent = "FlexAttention has no gradient on a CPU"
+    # A compilation takes a CPU ten seconds.
+    is_short = case.device == "cpu" and compiled and case.sizes["T"] < 1 << 14
+    rare = "on a CPU only at 16 Ki rows" if is_short else ""
     separate, joint, near = (
         prepare(partial(build, compiled=compiled))
         for build in (peers.flex_separate, peers.flex_interleaved, peers.flex_window)
@@ -141,7 +144,7 @@ def _flex(case: Case, prepare: _Prepare) -> list[Provider]:
     return [
         Provider("flex_separate", separate, absent, read=_read_separate),
         Provider("flex_interleaved", joint, absent, read=_read_interleaved),
-        Provider("flex_window", near, absent, computes="the raw window alone, no summaries"),
+        Provider("flex_window", near, absent or rare, computes="the raw window alone, no summaries"),
     ]
 
 
