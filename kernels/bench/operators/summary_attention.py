@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import product
 from typing import Any, cast
 
 import torch
@@ -21,12 +20,13 @@ from bench.attention_peers import Inputs, Prepared
 from bench.registry import Case, Operator, Plan, Provider, Work, difference, our_providers, worst_error
 from feedworks_kernels import summary_attention
 from feedworks_kernels.measuring import Call
-from feedworks_kernels.summary_attention import Rows, first_chunks
+from feedworks_kernels.summary_attention import Rows, exactness, first_chunks
 from feedworks_kernels.summary_attention.pattern import Pattern
 from feedworks_kernels.testing import TOLERANCE
 
 _BACKWARD_OVER_FORWARD = 2.5  # five products against two
-_NAMES = ("text query", "text key", "text value", "summary query", "summary key", "summary value")
+# Key of a case that is one of the operator's sweep.
+_NUMBER = "number in the sweep"
 _CPU = {"B": 1, "H": 4, "G": 4, "D": 64, "k": 8, "W": 128, "m": 1}
 _GPU = {"B": 1, "H": 32, "G": 8, "D": 128, "k": 8, "W": 128, "m": 1}
 _SMALL = {"B": 2, "H": 4, "G": 2, "D": 64, "k": 8, "m": 1}
@@ -78,15 +78,13 @@ class SummaryAttention(Operator):
         return worst_error(kept(result, inputs), exact_sample(inputs, gradients=case.mode == "backward"))
 
     def sweep(self, device: str) -> Iterable[Case]:
-        """Lengths below, at and off the chunk; every chunk, window, group and width; packed documents."""
-        for place, (chunk, window, summaries) in enumerate(
-            product((1, 4, 8, 16, 32), (0, 1, 128, -1), (1, 2))
-        ):
-            lengths = (chunk // 2 + 1, 3 * chunk + 1, 96 + chunk // 2)
-            heads = ((4, 4), (8, 2), (8, 1))[place % 3]
+        """The operator's own sweep, in each type."""
+        for number, case in enumerate(exactness.sweep()):
+            shape = f"n {case.num_text}, k {case.chunk}, W {case.window}, m {case.summaries}, "
+            shape += f"H {case.heads[0]}/{case.heads[1]}, D {case.width}"
+            shape += ", two documents" * case.documents + ", unfinished chunk without" * (not case.unfinished)
             for dtype in ("fp32", "bf16", "fp16"):
-                for length in (lengths[place % 3], 160 - 160 % chunk):
-                    yield _sweep_case(device, dtype, length, (chunk, window, summaries), heads, place)
+                yield Case(self.name, "all", shape, {_NUMBER: number}, dtype, device)
 
     def random_case(self, draw: random.Random, device: str) -> Case:
         """Any type: the GPU's timed cases have one alone."""
@@ -100,21 +98,24 @@ class SummaryAttention(Operator):
         return sizes | {"m": draw.choice((1, 2)), "packed": draw.randint(0, 1)}
 
     def errors(self, case: Case) -> list[tuple[str, float, float]]:
-        """Forward and all six gradients of one case."""
+        """Forward and all six gradients of one case, of the operator's sweep or a random one."""
+        if _NUMBER in case.sizes:
+            found = exactness.exactness(exactness.sweep()[case.sizes[_NUMBER]], case.kind, case.device)
+            return [(name.replace("_", " "), error, TOLERANCE[case.kind]) for name, error in found.items()]
         inputs, allowed = draw(case, 7), TOLERANCE[case.kind]
-        found = []
+        rows: list[tuple[str, float, float]] = []
         for mode in ("forward", "backward"):
             exact = exact_sample(inputs, gradients=mode == "backward")
             call = _Prepare(mode)(_ours)(inputs)
             got, again = (cast("tuple[Tensor, ...]", call()) for _ in range(2))
             moved = 0.0 if mode == "forward" else 0.1 * allowed  # gradients may be summed in any order
-            found.append((f"{mode}, repeated", difference(got, again), moved))
-            names = ["text", "summary"] if mode == "forward" else [f"d {name}" for name in _NAMES]
-            found += [
-                (name, worst_error([left], [right]), allowed)
+            rows.append((f"{mode}, repeated", difference(got, again), moved))
+            names = exactness.TENSORS[slice(0, 2) if mode == "forward" else slice(2, None)]
+            rows += [
+                (name.replace("_", " "), worst_error([left], [right]), allowed)
                 for name, left, right in zip(names, kept(got, inputs), exact, strict=True)
             ]
-        return found
+        return rows
 
 
 def _dense(prepare: _Prepare, on_gpu: bool) -> list[Provider]:
@@ -155,18 +156,6 @@ def _official(case: Case, prepare: _Prepare) -> Provider:
 
 def _ragged(case: Case) -> str:
     return "an unfinished chunk does not fit it" if case.sizes["T"] % case.sizes["k"] else ""
-
-
-def _sweep_case(
-    device: str, dtype: str, length: int, sizes: tuple[int, int, int], heads: tuple[int, int], place: int
-) -> Case:
-    chunk, window, summaries = sizes
-    width, packed = (64, 128)[place % 2], int(place % 5 == 4)
-    window = -(-length // chunk) if window < 0 else window
-    name = f"n {length}, k {chunk}, W {window}, m {summaries}, H {heads[0]}/{heads[1]}, D {width}"
-    every = {"B": 2, "H": heads[0], "G": heads[1], "T": length, "D": width, "k": chunk, "W": window}
-    every |= {"m": summaries, "packed": packed}
-    return Case("summary_attention", "all", name + ", packed" * packed, every, dtype, device)
 
 
 def num_summaries(sizes: Any) -> int:
