@@ -41,6 +41,8 @@ def compile_for_gpu(
     constants: Mapping[str, Any],
     *,
     integers: tuple[str, ...] = (),
+    strides: tuple[str, ...] = (),
+    floats: tuple[str, ...] = (),
     capability: int = 90,
     **options: Any,
 ) -> MachineCode:
@@ -51,6 +53,8 @@ def compile_for_gpu(
         pointers: argument -> type, such as `*bf16`; addresses are taken to be multiples of 16.
         constants: `tl.constexpr` argument -> value. Arguments named nowhere are None.
         integers: arguments that are int32.
+        strides: arguments that are int32 and multiples of 16, as the runtime finds out by itself.
+        floats: arguments that are fp32.
         capability: 90 for Hopper.
         options: of the compiler, such as `num_warps` and `num_stages`.
 
@@ -63,12 +67,13 @@ def compile_for_gpu(
     from triton.compiler import ASTSource
 
     names = list(function.arg_names)
-    values = {name: constants.get(name) for name in names if name not in {*pointers, *integers}}
+    types = dict.fromkeys((*integers, *strides), "i32") | dict.fromkeys(floats, "fp32") | dict(pointers)
+    values = {name: constants.get(name) for name in names if name not in types}
     source = ASTSource(
         function,
-        signature={name: pointers.get(name, "i32" if name in integers else "constexpr") for name in names},
+        signature={name: types.get(name, "constexpr") for name in names},
         constexprs={(names.index(name),): value for name, value in values.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in pointers},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, *strides)},
     )
     binary = compile_kernel(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -1,0 +1,104 @@
+"""Tile sizes of summary_attention's Triton kernels, and what their calls share.
+
+A table, no tuner: each entry is compiled by the tests, which look for spills and tensor instructions.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# In the interpreter bf16 arithmetic is silently wrong, so operands go up to fp32 right after each load.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# What every kernel hands to the compiler: Triton warns where fusing a * b + c is left to its default.
+OPTIONS = {"enable_fp_fusion": True}
+WIDTHS = (16, 32, 64, 128)
+_LARGEST_PACK = 8
+# Keys and values that all heads at work read should stay in the L2 cache (50 MB on an H100).
+_CACHE_BYTES = 32 << 20
+
+
+class Tile(NamedTuple):
+    """Rows and keys of a tile, keys (rows, in the keys' gradient) of a masked one, warps, and loads under way."""
+
+    rows: int
+    keys: int
+    edge: int
+    warps: int
+    stages: int
+
+    def options(self) -> dict[str, Any]:
+        """Return what the compiler wants to know."""
+        return {"num_warps": self.warps, "num_stages": self.stages, **OPTIONS}
+
+
+# Of the summary rows that read a tile of keys this many run at a time: few do.
+SUMMARY_ROWS = 16
+_INTERPRETED = Tile(32, 32, 16, 4, 1)
+_TILES: dict[tuple[str, int, int], Tile] = {
+    ("forward", 64, 90): Tile(128, 128, 64, 8, 2),
+    ("forward", 128, 90): Tile(128, 128, 64, 8, 2),
+    ("summary", 64, 90): Tile(64, 64, 64, 4, 2),
+    ("summary", 128, 90): Tile(64, 64, 64, 4, 2),
+    ("query", 64, 90): Tile(128, 64, 64, 8, 2),
+    ("query", 128, 90): Tile(128, 64, 64, 8, 2),
+    ("key", 64, 90): Tile(64, 128, 32, 8, 2),
+    ("key", 128, 90): Tile(64, 128, 32, 8, 2),
+}
+
+
+def tile_of(direction: str, x: Tensor) -> Tile:
+    """Return the tile of a kernel for tensors like `x`."""
+    if INTERPRETED:
+        return _INTERPRETED
+    return _TILES[direction, max(x.shape[3], 64), 90]
+
+
+@cache
+def splits_of(num_programs: int, device: torch.device) -> int:
+    """Return into how many parts the rows of a tile of summary keys are split: enough programs to fill."""
+    if INTERPRETED:
+        return 2
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return min(8, max(1, 2 * processors // max(1, num_programs)))
+
+
+def pack_of(group: int) -> int:
+    """Return how many heads of a group stand in one tile: the largest power of 2 that divides the group."""
+    return min(group & -group, _LARGEST_PACK)
+
+
+@cache
+def capability_of(device: torch.device) -> int:
+    """Return the compute capability as a number, 90 for Hopper."""
+    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+    return major * 10 + minor
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Return what fp32 products may round to: the setting of torch, full precision unless it says TF32."""
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if tf32 else "ieee"
+
+
+def on(x: Tensor) -> AbstractContextManager[object]:
+    """Return a block in which `x`'s device is the current one.
+
+    Raises:
+        RuntimeError: `x` lies on a device that has no Triton.
+    """
+    if x.is_cuda:
+        return torch.cuda.device(x.device)
+    if INTERPRETED:
+        return nullcontext()
+    raise RuntimeError(f"the Triton kernel cannot run on {x.device}: unset FEEDWORKS_KERNELS or move to CUDA")
+
+
+def section_of(num_keys: int, key_bytes: int) -> int:
+    """Return how many heads run side by side so that the keys and values they read stay in the cache."""
+    return max(1, _CACHE_BYTES // max(1, 2 * num_keys * key_bytes))
