@@ -20,10 +20,11 @@ _ADDRESS = re.compile(r"/\*[0-9a-f]+\*/")
 
 
 class MachineCode(NamedTuple):
-    """What the assembler reports of one kernel, and how often each instruction stands in it."""
+    """What the compiler reports of one kernel, and how often each instruction stands in it."""
 
     registers: int
     stack_bytes: int
+    shared_bytes: int
     instructions: Counter[str]
 
     def total(self, prefix: str) -> int:
@@ -75,15 +76,16 @@ def compile_for_gpu(
         constexprs={(names.index(name),): value for name, value in values.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, *strides)},
     )
-    binary = compile_kernel(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
+    kernel = compile_kernel(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        Path(file.name).write_bytes(binary)
+        Path(file.name).write_bytes(kernel.asm["cubin"])
         usage = _tool("cuobjdump", "-res-usage", file.name)
         listing = _tool("nvdisasm", "-c", file.name)
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
     instructions = Counter(_INSTRUCTION.findall(_ADDRESS.sub("", listing)))
-    return MachineCode(int(found.group(1)), int(found.group(2)), instructions)
+    registers, stack_bytes = (int(number) for number in found.groups())
+    return MachineCode(registers, stack_bytes, int(kernel.metadata.shared), instructions)
 
 
 def _tool(name: str, *arguments: str) -> str:

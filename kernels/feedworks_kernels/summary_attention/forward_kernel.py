@@ -49,6 +49,31 @@ def packed_rows(row_stride, head_stride, PACK: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
+def store_rows(
+    out_ptr,
+    value_TD,
+    start,
+    num_rows,
+    row_stride,
+    head_stride,
+    PACK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    D: tl.constexpr,
+):
+    """Store a tile of packed rows from packed row `start` on, those of `num_rows` packed rows that exist.
+
+    The places are counted another way than where rows are loaded, so that the compiler does not carry them
+    through the loops between, for which registers are short.
+    """
+    number_T = start + tl.arange(0, BLOCK)
+    offset_T = (number_T // PACK).to(tl.int64) * row_stride
+    if PACK > 1:
+        offset_T += (number_T % PACK).to(tl.int64) * head_stride
+    out_ptrs = out_ptr + offset_T[:, None] + tl.arange(0, D)[None, :]
+    tl.store(out_ptrs, value_TD.to(out_ptr.dtype.element_ty), mask=(number_T < num_rows)[:, None])
+
+
+@triton.jit
 def key_tiles(
     first_ptr,
     start,
@@ -73,7 +98,9 @@ def key_tiles(
     first_b = chunk_entry(first_ptr, b // per_chunk, num_chunks, 0, PACKED)
     a0, a1, a2, a3 = keys_of(a, first_a, chunk, summaries, window, num_text, TEXT)
     b0, b1, b2, b3 = keys_of(b, first_b, chunk, summaries, window, num_text, TEXT)
-    return tiles_of(a0, b0, a1, b1, BLOCK_N, BLOCK_E), tiles_of(a2, b2, a3, b3, BLOCK_N, BLOCK_E)
+    # Summary rows read little; they have one loop, with a mask: no tile is whole.
+    WHOLE: tl.constexpr = BLOCK_N if TEXT else 2**30
+    return tiles_of(a0, b0, a1, b1, WHOLE, BLOCK_E), tiles_of(a2, b2, a3, b3, WHOLE, BLOCK_E)
 
 
 @triton.jit
@@ -273,8 +300,7 @@ def forward_kernel(
         BLOCK_N,
         BLOCK_E,
     )
-    number_T = start + tl.arange(0, BLOCK_T)
-    exists_T = number_T < num_rows * PACK
+    exists_T = tl.arange(0, BLOCK_T) < num_rows * PACK - start
     query_ptrs = query_ptr + b * query_b + h * query_h + first * query_row
     query_ptrs += packed_rows(query_row, query_h, PACK, BLOCK_T, D)
     query_TD = tl.load(query_ptrs, mask=exists_T[:, None], other=0.0)
@@ -351,8 +377,9 @@ def forward_kernel(
             D,
             BLOCK_E,
         )
-    out_ptrs = out_ptr + b * out_b + h * out_h + first * out_row
-    out_ptrs += packed_rows(out_row, out_h, PACK, BLOCK_T, D)
-    tl.store(out_ptrs, (sum_TD / total_T[:, None]).to(out_ptr.dtype.element_ty), mask=exists_T[:, None])
+    out_ptr += b * out_b + h * out_h
+    store_rows(out_ptr, sum_TD / total_T[:, None], start, num_rows * PACK, out_row, out_h, PACK, BLOCK_T, D)
+    number_T = start + tl.arange(0, BLOCK_T)
     lse_ptrs = lse_ptr + (b * num_heads + h + number_T % PACK) * num_rows + number_T // PACK
-    tl.store(lse_ptrs, (top_T + tl.log2(total_T)) * 0.6931471805599453, mask=exists_T)
+    lse_T = (top_T + tl.log2(total_T)) * 0.6931471805599453
+    tl.store(lse_ptrs, lse_T, mask=number_T < num_rows * PACK)

@@ -33,8 +33,7 @@ def chunk_entry(table_ptr, number, num_chunks, otherwise, PACKED: tl.constexpr):
     """Look chunks up in a table of documents; without documents, return what stands for all."""
     if PACKED:
         return tl.load(table_ptr + tl.minimum(number, num_chunks - 1))
-    else:
-        return number * 0 + otherwise
+    return number * 0 + otherwise
 
 
 @triton.jit
@@ -46,32 +45,33 @@ def keys_of(row, first, chunk, summaries, window, num_text, TEXT: tl.constexpr):
     if TEXT:
         raw = tl.maximum(row // chunk - window, first)
         return chunk * raw, row + 1, summaries * first, summaries * raw
-    else:
-        number = row // summaries
-        return chunk * number, tl.minimum(chunk * (number + 1), num_text), summaries * number, row + 1
+    number = row // summaries
+    return chunk * number, tl.minimum(chunk * (number + 1), num_text), summaries * number, row + 1
 
 
 @triton.jit
-def rows_of(key, end, chunk, summaries, window, num_text, num_summaries, TEXT: tl.constexpr):
-    """Return the text rows [.., ..) and the summary rows [.., ..) that read a key.
+def text_rows_of(key, number, end, chunk, window, num_text, TEXT: tl.constexpr):
+    """Return the text rows [.., ..) that read a key.
 
-    `end` is the first chunk after the document of the key. TEXT: `key` is a text row, else a summary row.
+    `number` is the key's chunk and `end` the first chunk after its document. TEXT: `key` is a text row, else
+    a summary row.
     """
     if TEXT:
-        number = key // chunk
-        last = tl.minimum(chunk * tl.minimum(number + window + 1, end), num_text)
-        return key, last, summaries * number, tl.minimum(summaries * (number + 1), num_summaries)
-    else:
-        number = key // summaries
-        last = tl.minimum(chunk * end, num_text)
-        first = tl.minimum(chunk * (number + window + 1), last)
-        return first, last, key, summaries * (number + 1)
+        return key, tl.minimum(chunk * tl.minimum(number + window + 1, end), num_text)
+    last = tl.minimum(chunk * end, num_text)
+    return tl.minimum(chunk * (number + window + 1), last), last
 
 
 @triton.jit
-def tiles_of(
-    low_first, low_last, high_first, high_last, BLOCK: tl.constexpr, EDGE: tl.constexpr
-):
+def summary_rows_of(key, number, summaries, num_summaries, TEXT: tl.constexpr):
+    """Return the summary rows [.., ..) that read a key of chunk `number`."""
+    if TEXT:
+        return summaries * number, tl.minimum(summaries * (number + 1), num_summaries)
+    return key, summaries * (number + 1)
+
+
+@triton.jit
+def tiles_of(low_first, low_last, high_first, high_last, BLOCK: tl.constexpr, EDGE: tl.constexpr):
     """Cover the union of intervals that move right, [low_first, high_last).
 
     What lies inside all of them, [low_last, high_first), is covered by whole tiles of BLOCK as far as they

@@ -20,7 +20,6 @@ from feedworks_kernels.summary_attention.pattern import Forward, Gradients, Patt
 from feedworks_kernels.summary_attention.query_gradient_kernel import query_gradient_kernel
 from feedworks_kernels.summary_attention.tiles_kernel import (
     INTERPRETED,
-    SUMMARY_ROWS,
     WIDTHS,
     Tile,
     on,
@@ -79,7 +78,8 @@ def gradient(
             *_pair(query, grad),
             out,
             lse,
-            *(torch.empty_like(lse) for _ in range(2)),
+            torch.empty_like(lse),
+            torch.empty_like(lse),
             torch.empty_like(query),
         )
         for is_text, query, out, lse, grad in (
@@ -129,10 +129,8 @@ def _forward(
     )
 
 
-def _query_gradient(
-    read: Read, text: Rows, summary: Rows, pattern: Pattern, shared: dict[str, Any]
-) -> None:
-    tile = tile_of("query" if shared["TEXT"] else "summary", read.query)
+def _query_gradient(read: Read, text: Rows, summary: Rows, pattern: Pattern, shared: dict[str, Any]) -> None:
+    tile = tile_of("query" if shared["TEXT"] else "summary_query", read.query)
     grid = _grid(read.query, shared["PACK"], tile)
     if not grid:
         return
@@ -165,11 +163,11 @@ def _key_gradient(
     rows: Rows, reads: list[Read], ends_BC: Tensor | None, shared: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
     key, value = rows.key_BGTD, rows.value_BGTD
-    tile = tile_of("key", key)
+    packs = shared["num_heads"] // shared["num_groups"] // shared["PACK"]
+    tile = tile_of("key" if packs == 1 else "key_packs", key)
     heads = key.shape[0] * key.shape[1]
-    group = shared["num_heads"] // shared["num_groups"]
     num_tiles = triton.cdiv(key.shape[2], tile.keys)
-    splits = 1 if shared["TEXT"] else splits_of(num_tiles * heads, key.device)
+    splits = 1 if shared["TEXT"] or not num_tiles else splits_of(num_tiles * heads, key.device)
     grad_key, grad_value = _parts(key, splits), _parts(value, splits)
     if not key.numel():
         return grad_key, grad_value
@@ -188,11 +186,10 @@ def _key_gradient(
         # Tiles of summaries of one head read the same text rows, so they run side by side.
         section=heads if shared["TEXT"] else 1,
         SPLITS=splits,
-        PACKS=group // shared["PACK"],
+        PACKS=packs,
         BLOCK_N=tile.keys,
         BLOCK_E=tile.edge,
         BLOCK_T=tile.rows,
-        BLOCK_S=SUMMARY_ROWS,
         **shared,
         **tile.options(),
     )
@@ -202,7 +199,7 @@ def _key_gradient(
 
 
 def _fits(text: Rows, pattern: Pattern) -> bool:
-    """Tell whether the kernels can; all else (fp64, odd widths, a scale that turns softmax around) is eager."""
+    """Tell whether the kernels can; the rest (fp64, odd widths, a scale that turns it round) is eager."""
     query = text.query_BHTD
     return query.dtype != torch.float64 and query.shape[3] in WIDTHS and pattern.scale > 0
 

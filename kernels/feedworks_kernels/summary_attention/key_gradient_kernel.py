@@ -12,14 +12,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from feedworks_kernels.summary_attention.forward_kernel import RUNTIME, packed_rows
+from feedworks_kernels.summary_attention.forward_kernel import RUNTIME, packed_rows, store_rows
 from feedworks_kernels.summary_attention.intervals_kernel import (
     chunk_entry,
     edge_tile,
     num_edge,
     num_whole,
     place,
-    rows_of,
+    summary_rows_of,
+    text_rows_of,
     tiles_of,
     whole_tile,
 )
@@ -142,7 +143,6 @@ def key_gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
-    BLOCK_S: tl.constexpr,
 ):
     """One tile of keys per program, those that most rows read first; or one of SPLITS parts of its rows."""
     num_keys = num_text if TEXT else num_summaries
@@ -152,17 +152,19 @@ def key_gradient_kernel(
     b, g = (head // num_groups).to(tl.int64), (head % num_groups).to(tl.int64)
     h = g * (PACKS * PACK)
     start = tile * BLOCK_N
-    key_N = start + tl.arange(0, BLOCK_N)
-    exists_N = key_N < num_keys
+    exists_N = tl.arange(0, BLOCK_N) < num_keys - start
     last = tl.minimum(start + BLOCK_N, num_keys) - 1
     per_chunk = chunk if TEXT else summaries
+    chunk_a, chunk_b = start // per_chunk, last // per_chunk
     ends_ptr = end_ptr + b * num_chunks if PACKED else end_ptr
-    end_a = chunk_entry(ends_ptr, start // per_chunk, num_chunks, num_chunks, PACKED)
-    end_b = chunk_entry(ends_ptr, last // per_chunk, num_chunks, num_chunks, PACKED)
-    a0, a1, a2, _ = rows_of(start, end_a, chunk, summaries, window, num_text, num_summaries, TEXT)
-    b0, b1, _, b3 = rows_of(last, end_b, chunk, summaries, window, num_text, num_summaries, TEXT)
+    end_a = chunk_entry(ends_ptr, chunk_a, num_chunks, num_chunks, PACKED)
+    end_b = chunk_entry(ends_ptr, chunk_b, num_chunks, num_chunks, PACKED)
+    a0, a1 = text_rows_of(start, chunk_a, end_a, chunk, window, num_text, TEXT)
+    b0, b1 = text_rows_of(last, chunk_b, end_b, chunk, window, num_text, TEXT)
     tiles = tiles_of(a0, b0, a1, b1, BLOCK_T // PACK, BLOCK_E // PACK)
-    SUMMARIES: tl.constexpr = BLOCK_S // PACK
+    a2, _ = summary_rows_of(start, chunk_a, summaries, num_summaries, TEXT)
+    _, b3 = summary_rows_of(last, chunk_b, summaries, num_summaries, TEXT)
+    SUMMARIES: tl.constexpr = BLOCK_E // PACK
     of_summaries = (tl.maximum(b3 - a2, 0) + SUMMARIES - 1) // SUMMARIES
 
     first = start.to(tl.int64)
@@ -209,10 +211,10 @@ def key_gradient_kernel(
             D,
             BLOCK_T,
         )
-    end_N = chunk_entry(ends_ptr, key_N // per_chunk, num_chunks, num_chunks, PACKED)
-    low_N, high_N, summary_low_N, summary_high_N = rows_of(
-        key_N, end_N, chunk, summaries, window, num_text, num_summaries, TEXT
-    )
+    key_N = start + tl.arange(0, BLOCK_N)
+    chunk_N = key_N // per_chunk
+    end_N = chunk_entry(ends_ptr, chunk_N, num_chunks, num_chunks, PACKED)
+    low_N, high_N = text_rows_of(key_N, chunk_N, end_N, chunk, window, num_text, TEXT)
     edge = num_edge(tiles)
     for index in range(PACKS * edge * part // SPLITS, PACKS * edge * (part + 1) // SPLITS):
         pack = index // edge * PACK if PACKS > 1 else 0
@@ -244,6 +246,9 @@ def key_gradient_kernel(
     summary_grad_ptr += b * summary_grad_b + h * summary_query_h
     summary_lse_ptr += (b * num_heads + h) * num_summaries
     summary_delta_ptr += (b * num_heads + h) * num_summaries
+    # Counted another way than chunk_N, so that it is not carried through the loops before.
+    chunk_N = chunk_a + (start - chunk_a * per_chunk + tl.arange(0, BLOCK_N)) // per_chunk
+    low_N, high_N = summary_rows_of(start + tl.arange(0, BLOCK_N), chunk_N, summaries, num_summaries, TEXT)
     for index in range(PACKS * of_summaries * part // SPLITS, PACKS * of_summaries * (part + 1) // SPLITS):
         pack = index // of_summaries * PACK if PACKS > 1 else 0
         grad_key_ND, grad_value_ND = accumulate(
@@ -252,8 +257,8 @@ def key_gradient_kernel(
             values_ND,
             grad_key_ND,
             grad_value_ND,
-            summary_low_N,
-            summary_high_N,
+            low_N,
+            high_N,
             summary_query_ptr + pack * summary_query_h,
             summary_grad_ptr + pack * summary_query_h,
             summary_lse_ptr + pack * num_summaries,
@@ -267,20 +272,12 @@ def key_gradient_kernel(
             PRECISION,
             UPCAST,
             D,
-            BLOCK_S,
+            BLOCK_E,
         )
     # Of several parts each writes its own sums, (part, sequence, group, key, width), added up afterwards.
     if SPLITS > 1:
         b += part.to(tl.int64) * (tl.num_programs(0) // (num_tiles * num_groups))
-    grad_key_ptrs = grad_key_ptr + b * grad_key_b + g * grad_key_g + first * grad_key_row
-    grad_value_ptrs = grad_value_ptr + b * grad_value_b + g * grad_value_g + first * grad_value_row
-    tl.store(
-        grad_key_ptrs + packed_rows(grad_key_row, 0, 1, BLOCK_N, D),
-        (grad_key_ND * scale).to(grad_key_ptr.dtype.element_ty),
-        mask=exists_N[:, None],
-    )
-    tl.store(
-        grad_value_ptrs + packed_rows(grad_value_row, 0, 1, BLOCK_N, D),
-        grad_value_ND.to(grad_value_ptr.dtype.element_ty),
-        mask=exists_N[:, None],
-    )
+    grad_key_ptr += b * grad_key_b + g * grad_key_g
+    grad_value_ptr += b * grad_value_b + g * grad_value_g
+    store_rows(grad_key_ptr, grad_key_ND * scale, start, num_keys, grad_key_row, 0, 1, BLOCK_N, D)
+    store_rows(grad_value_ptr, grad_value_ND, start, num_keys, grad_value_row, 0, 1, BLOCK_N, D)

@@ -17,6 +17,7 @@ from feedworks_kernels.summary_attention.forward_kernel import (
     key_tiles,
     keys_of_each,
     packed_rows,
+    store_rows,
     visible,
 )
 from feedworks_kernels.summary_attention.intervals_kernel import num_edge, num_whole, place
@@ -165,7 +166,7 @@ def query_gradient_kernel(
         BLOCK_E,
     )
     number_T = start + tl.arange(0, BLOCK_T)
-    exists_T = number_T < num_rows * PACK
+    exists_T = tl.arange(0, BLOCK_T) < num_rows * PACK - start
     exists_T1 = exists_T[:, None]
     grad_ptrs = grad_ptr + b * grad_b + h * grad_h + first * grad_row
     grad_ptrs += packed_rows(grad_row, grad_h, PACK, BLOCK_T, D)
@@ -174,10 +175,8 @@ def query_gradient_kernel(
     out_ptrs += packed_rows(out_row, out_h, PACK, BLOCK_T, D)
     out_TD = tl.load(out_ptrs, mask=exists_T1, other=0.0)
     delta_T = tl.sum(out_TD.to(tl.float32) * grad_TD.to(tl.float32), axis=1)
-    lse_T = tl.load(
-        lse_ptr + (b * num_heads + h + number_T % PACK) * num_rows + number_T // PACK, mask=exists_T, other=0.0
-    )
-    lse_T *= 1.4426950408889634
+    lse_ptrs = lse_ptr + (b * num_heads + h + number_T % PACK) * num_rows + number_T // PACK
+    lse_T = tl.load(lse_ptrs, mask=exists_T, other=0.0) * 1.4426950408889634
     # As the gradient of the keys reads them: packed, to the base of 2.
     packed_T = (b * num_heads + h) * num_rows + number_T
     tl.store(delta_ptr + packed_T, delta_T, mask=exists_T)
@@ -258,6 +257,7 @@ def query_gradient_kernel(
             D,
             BLOCK_E,
         )
-    grad_query_ptrs = grad_query_ptr + b * grad_query_b + h * grad_query_h + first * grad_query_row
-    grad_query_ptrs += packed_rows(grad_query_row, grad_query_h, PACK, BLOCK_T, D)
-    tl.store(grad_query_ptrs, (sum_TD * scale).to(grad_query_ptr.dtype.element_ty), mask=exists_T1)
+    grad_query_ptr += b * grad_query_b + h * grad_query_h
+    store_rows(
+        grad_query_ptr, sum_TD * scale, start, num_rows * PACK, grad_query_row, grad_query_h, PACK, BLOCK_T, D
+    )

@@ -24,7 +24,7 @@ _CACHE_BYTES = 32 << 20
 
 
 class Tile(NamedTuple):
-    """Rows and keys of a tile, keys (rows, in the keys' gradient) of a masked one, warps, and loads under way."""
+    """Rows and keys of a tile; keys (in the keys' gradient, rows) of a masked one; warps; loads under way."""
 
     rows: int
     keys: int
@@ -37,26 +37,63 @@ class Tile(NamedTuple):
         return {"num_warps": self.warps, "num_stages": self.stages, **OPTIONS}
 
 
-# Of the summary rows that read a tile of keys this many run at a time: few do.
-SUMMARY_ROWS = 16
-_INTERPRETED = Tile(32, 32, 16, 4, 1)
-_TILES: dict[tuple[str, int, int], Tile] = {
-    ("forward", 64, 90): Tile(128, 128, 64, 8, 2),
-    ("forward", 128, 90): Tile(128, 128, 64, 8, 2),
-    ("summary", 64, 90): Tile(64, 64, 64, 4, 2),
-    ("summary", 128, 90): Tile(64, 64, 64, 4, 2),
-    ("query", 64, 90): Tile(128, 64, 64, 8, 2),
-    ("query", 128, 90): Tile(128, 64, 64, 8, 2),
-    ("key", 64, 90): Tile(64, 128, 32, 8, 2),
-    ("key", 128, 90): Tile(64, 128, 32, 8, 2),
+_INTERPRETED = Tile(64, 32, 32, 4, 1)
+_KEY_INTERPRETED = Tile(32, 64, 32, 4, 1)
+# (kernel, head width at most, kind of GPU and type of the rows) -> tile. `summary` is the forward pass of the
+# summary rows, `summary_query` their gradient; `key` serves both kinds of keys, `key_packs` where the heads
+# of a group do not fit into one tile, which takes more registers.
+TILES: dict[tuple[str, int, str], Tile] = {
+    ("forward", 64, "hopper"): Tile(128, 128, 64, 8, 2),
+    ("forward", 128, "hopper"): Tile(128, 128, 64, 8, 2),
+    ("summary", 64, "hopper"): Tile(64, 64, 64, 4, 2),
+    ("summary", 128, "hopper"): Tile(64, 64, 64, 4, 2),
+    ("query", 64, "hopper"): Tile(128, 128, 64, 8, 2),
+    ("query", 128, "hopper"): Tile(128, 128, 64, 8, 2),
+    ("summary_query", 64, "hopper"): Tile(64, 64, 64, 4, 2),
+    ("summary_query", 128, "hopper"): Tile(64, 64, 64, 4, 2),
+    ("key", 64, "hopper"): Tile(64, 128, 64, 8, 2),
+    ("key", 128, "hopper"): Tile(64, 128, 64, 8, 2),
+    ("key_packs", 64, "hopper"): Tile(64, 128, 64, 8, 2),
+    ("key_packs", 128, "hopper"): Tile(32, 128, 32, 8, 2),
+    ("forward", 64, "ampere"): Tile(128, 64, 64, 8, 2),
+    ("forward", 128, "ampere"): Tile(128, 64, 64, 8, 2),
+    ("summary", 64, "ampere"): Tile(64, 64, 64, 4, 2),
+    ("summary", 128, "ampere"): Tile(64, 64, 64, 8, 2),
+    ("query", 64, "ampere"): Tile(64, 64, 64, 4, 2),
+    ("query", 128, "ampere"): Tile(64, 64, 64, 8, 2),
+    ("summary_query", 64, "ampere"): Tile(64, 64, 64, 4, 2),
+    ("summary_query", 128, "ampere"): Tile(64, 64, 64, 8, 2),
+    ("key", 64, "ampere"): Tile(64, 64, 64, 8, 2),
+    ("key", 128, "ampere"): Tile(64, 64, 64, 8, 2),
+    ("key_packs", 64, "ampere"): Tile(32, 64, 32, 8, 2),
+    ("key_packs", 128, "ampere"): Tile(32, 64, 32, 8, 2),
+    ("forward", 64, "fp32"): Tile(32, 32, 32, 8, 2),
+    ("forward", 128, "fp32"): Tile(16, 32, 32, 8, 2),
+    ("summary", 64, "fp32"): Tile(32, 32, 32, 8, 2),
+    ("summary", 128, "fp32"): Tile(16, 32, 32, 8, 2),
+    ("query", 64, "fp32"): Tile(32, 32, 32, 8, 2),
+    ("query", 128, "fp32"): Tile(16, 32, 32, 8, 2),
+    ("summary_query", 64, "fp32"): Tile(32, 32, 32, 8, 2),
+    ("summary_query", 128, "fp32"): Tile(16, 32, 32, 8, 2),
+    ("key", 64, "fp32"): Tile(16, 32, 16, 8, 2),
+    ("key", 128, "fp32"): Tile(16, 32, 16, 8, 2),
+    ("key_packs", 64, "fp32"): Tile(16, 32, 16, 8, 2),
+    ("key_packs", 128, "fp32"): Tile(16, 32, 16, 8, 2),
 }
+
+
+def kind_of(x: Tensor) -> str:
+    """Return what tiles are chosen by: `fp32`, `hopper` (much shared memory, HGMMA) or `ampere`, the rest."""
+    if x.element_size() == 4:
+        return "fp32"
+    return "hopper" if 90 <= capability_of(x.device) < 120 else "ampere"
 
 
 def tile_of(direction: str, x: Tensor) -> Tile:
     """Return the tile of a kernel for tensors like `x`."""
     if INTERPRETED:
-        return _INTERPRETED
-    return _TILES[direction, max(x.shape[3], 64), 90]
+        return _KEY_INTERPRETED if direction.startswith("key") else _INTERPRETED
+    return TILES[direction, 64 if x.shape[3] <= 64 else 128, kind_of(x)]
 
 
 @cache
