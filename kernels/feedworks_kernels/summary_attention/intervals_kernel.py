@@ -31,9 +31,7 @@ def place(num_tiles, num_heads, section):
 @triton.jit
 def chunk_entry(table_ptr, number, num_chunks, otherwise, PACKED: tl.constexpr):
     """Look chunks up in a table of documents; without documents, return what stands for all."""
-    if PACKED:
-        return tl.load(table_ptr + tl.minimum(number, num_chunks - 1))
-    return number * 0 + otherwise
+    return tl.load(table_ptr + tl.minimum(number, num_chunks - 1)) if PACKED else number * 0 + otherwise
 
 
 @triton.jit
@@ -44,9 +42,11 @@ def keys_of(row, first, chunk, summaries, window, num_text, TEXT: tl.constexpr):
     """
     if TEXT:
         raw = tl.maximum(row // chunk - window, first)
-        return chunk * raw, row + 1, summaries * first, summaries * raw
-    number = row // summaries
-    return chunk * number, tl.minimum(chunk * (number + 1), num_text), summaries * number, row + 1
+        keys = chunk * raw, row + 1, summaries * first, summaries * raw
+    else:
+        number = row // summaries
+        keys = chunk * number, tl.minimum(chunk * (number + 1), num_text), summaries * number, row + 1
+    return keys
 
 
 @triton.jit
@@ -57,17 +57,18 @@ def text_rows_of(key, number, end, chunk, window, num_text, TEXT: tl.constexpr):
     a summary row.
     """
     if TEXT:
-        return key, tl.minimum(chunk * tl.minimum(number + window + 1, end), num_text)
-    last = tl.minimum(chunk * end, num_text)
-    return tl.minimum(chunk * (number + window + 1), last), last
+        rows = key, tl.minimum(chunk * tl.minimum(number + window + 1, end), num_text)
+    else:
+        last = tl.minimum(chunk * end, num_text)
+        rows = tl.minimum(chunk * (number + window + 1), last), last
+    return rows
 
 
 @triton.jit
 def summary_rows_of(key, number, summaries, num_summaries, TEXT: tl.constexpr):
     """Return the summary rows [.., ..) that read a key of chunk `number`."""
-    if TEXT:
-        return summaries * number, tl.minimum(summaries * (number + 1), num_summaries)
-    return key, summaries * (number + 1)
+    end = summaries * (number + 1)
+    return (summaries * number, tl.minimum(end, num_summaries)) if TEXT else (key, end)
 
 
 @triton.jit

@@ -16,54 +16,39 @@ from feedworks_kernels.summary_attention.forward_kernel import (
     key_tile,
     key_tiles,
     keys_of_each,
+    load_rows,
+    num_tiles_of,
     packed_rows,
+    place_of_rows,
     store_rows,
     visible,
 )
-from feedworks_kernels.summary_attention.intervals_kernel import num_edge, num_whole, place
 
 
 @triton.jit
 def differentiate(
     index,
-    query_TD,
-    grad_TD,
-    lse_T,
-    delta_T,
+    rows,
     sum_TD,
     each,
-    text_tiles,
-    summary_tiles,
-    key_ptr,
-    value_ptr,
-    summary_key_ptr,
-    summary_value_ptr,
-    key_row,
-    num_text,
-    num_summaries,
+    tiles,
+    keys,
+    lengths,
     scale_log2,
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Add what one tile of keys gives to the gradient of the queries, before the scale."""
-    is_summary, start, key_ptr, value_ptr = key_tile(
-        index,
-        text_tiles,
-        summary_tiles,
-        key_ptr,
-        value_ptr,
-        summary_key_ptr,
-        summary_value_ptr,
-        key_row,
-        MASKED,
-        BLOCK_N,
-    )
-    key_N = start + tl.arange(0, BLOCK_N)
-    place_ND = packed_rows(key_row, 0, 1, BLOCK_N, D)
+    query_TD, grad_TD, lse_T, delta_T = rows
+    is_summary, start, key_ptr, value_ptr = key_tile(index, tiles, keys, MASKED, BLOCK)
+    _, _, _, _, key_row = keys
+    key_N = start + tl.arange(0, BLOCK)
+    place_ND = packed_rows(key_row, 0, 1, BLOCK, D)
     if MASKED:
+        num_text, num_summaries = lengths
         exists_N = key_N < tl.where(is_summary, num_summaries, num_text)
         keys_ND = tl.load(key_ptr + place_ND, mask=exists_N[:, None], other=0.0)
         values_ND = tl.load(value_ptr + place_ND, mask=exists_N[:, None], other=0.0)
@@ -139,41 +124,20 @@ def query_gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    """One tile of rows per program; text rows that read most come first."""
-    heads = num_heads // PACK
-    num_tiles = tl.cdiv(num_rows * PACK, BLOCK_T)
-    tile, head = place(num_tiles, tl.num_programs(0) // num_tiles, section)
-    tile = num_tiles - 1 - tile
-    b, h = (head // heads).to(tl.int64), (head % heads * PACK).to(tl.int64)
-    g = h // (num_heads // num_groups)
-    start = tile * BLOCK_T
-    first = (start // PACK).to(tl.int64)
+    """One tile of rows per program."""
+    start, b, h, g = place_of_rows(num_rows, num_heads, num_groups, section, PACK, BLOCK_T)
+    end = num_rows * PACK
+    pattern = chunk, summaries, window, num_text, num_chunks
     firsts_ptr = first_ptr + b * num_chunks if PACKED else first_ptr
-    text_tiles, summary_tiles = key_tiles(
-        firsts_ptr,
-        start,
-        num_rows * PACK,
-        num_text,
-        num_chunks,
-        chunk,
-        summaries,
-        window,
-        TEXT,
-        PACKED,
-        PACK,
-        BLOCK_T,
-        BLOCK_N,
-        BLOCK_E,
-    )
+    tiles = key_tiles(firsts_ptr, start, end, pattern, TEXT, PACKED, PACK, BLOCK_T, BLOCK_N, BLOCK_E)
+    grad_ptr += b * grad_b + h * grad_h
+    out_ptr += b * out_b + h * out_h
+    query_ptr += b * query_b + h * query_h
+    grad_TD = load_rows(grad_ptr, start, end, (grad_row, grad_h), PACK, BLOCK_T, D)
+    out_TD = load_rows(out_ptr, start, end, (out_row, out_h), PACK, BLOCK_T, D)
+    query_TD = load_rows(query_ptr, start, end, (query_row, query_h), PACK, BLOCK_T, D)
     number_T = start + tl.arange(0, BLOCK_T)
-    exists_T = tl.arange(0, BLOCK_T) < num_rows * PACK - start
-    exists_T1 = exists_T[:, None]
-    grad_ptrs = grad_ptr + b * grad_b + h * grad_h + first * grad_row
-    grad_ptrs += packed_rows(grad_row, grad_h, PACK, BLOCK_T, D)
-    grad_TD = tl.load(grad_ptrs, mask=exists_T1, other=0.0)
-    out_ptrs = out_ptr + b * out_b + h * out_h + first * out_row
-    out_ptrs += packed_rows(out_row, out_h, PACK, BLOCK_T, D)
-    out_TD = tl.load(out_ptrs, mask=exists_T1, other=0.0)
+    exists_T = number_T < end
     delta_T = tl.sum(out_TD.to(tl.float32) * grad_TD.to(tl.float32), axis=1)
     lse_ptrs = lse_ptr + (b * num_heads + h + number_T % PACK) * num_rows + number_T // PACK
     lse_T = tl.load(lse_ptrs, mask=exists_T, other=0.0) * 1.4426950408889634
@@ -181,83 +145,28 @@ def query_gradient_kernel(
     packed_T = (b * num_heads + h) * num_rows + number_T
     tl.store(delta_ptr + packed_T, delta_T, mask=exists_T)
     tl.store(lse_log2_ptr + packed_T, lse_T, mask=exists_T)
-    query_ptrs = query_ptr + b * query_b + h * query_h + first * query_row
-    query_ptrs += packed_rows(query_row, query_h, PACK, BLOCK_T, D)
-    query_TD = tl.load(query_ptrs, mask=exists_T1, other=0.0)
     if UPCAST:
         query_TD = query_TD.to(tl.float32)
         grad_TD = grad_TD.to(tl.float32)
-    key_ptr += b * key_b + g * key_g
-    value_ptr += b * value_b + g * value_g
-    summary_key_ptr += b * summary_key_b + g * summary_key_g
-    summary_value_ptr += b * summary_value_b + g * summary_value_g
+    keys = (
+        key_ptr + b * key_b + g * key_g,
+        value_ptr + b * value_b + g * value_g,
+        summary_key_ptr + b * summary_key_b + g * summary_key_g,
+        summary_value_ptr + b * summary_value_b + g * summary_value_g,
+        key_row,
+    )
+    rows, lengths = (query_TD, grad_TD, lse_T, delta_T), (num_text, num_summaries)
     sum_TD = tl.zeros((BLOCK_T, D), tl.float32)
     if TEXT:
-        for index in range(num_whole(text_tiles) + num_whole(summary_tiles)):
+        for i in range(num_tiles_of(tiles, False)):
             sum_TD = differentiate(
-                index,
-                query_TD,
-                grad_TD,
-                lse_T,
-                delta_T,
-                sum_TD,
-                None,
-                text_tiles,
-                summary_tiles,
-                key_ptr,
-                value_ptr,
-                summary_key_ptr,
-                summary_value_ptr,
-                key_row,
-                num_text,
-                num_summaries,
-                scale_log2,
-                False,
-                PRECISION,
-                UPCAST,
-                D,
-                BLOCK_N,
+                i, rows, sum_TD, None, tiles, keys, lengths, scale_log2, False, PRECISION, UPCAST, D, BLOCK_N
             )
-    each = keys_of_each(
-        firsts_ptr,
-        start,
-        num_rows * PACK,
-        num_text,
-        num_chunks,
-        chunk,
-        summaries,
-        window,
-        TEXT,
-        PACKED,
-        PACK,
-        BLOCK_T,
-    )
-    for index in range(num_edge(text_tiles) + num_edge(summary_tiles)):
+    each = keys_of_each(firsts_ptr, start, end, pattern, TEXT, PACKED, PACK, BLOCK_T)
+    for i in range(num_tiles_of(tiles, True)):
         sum_TD = differentiate(
-            index,
-            query_TD,
-            grad_TD,
-            lse_T,
-            delta_T,
-            sum_TD,
-            each,
-            text_tiles,
-            summary_tiles,
-            key_ptr,
-            value_ptr,
-            summary_key_ptr,
-            summary_value_ptr,
-            key_row,
-            num_text,
-            num_summaries,
-            scale_log2,
-            True,
-            PRECISION,
-            UPCAST,
-            D,
-            BLOCK_E,
+            i, rows, sum_TD, each, tiles, keys, lengths, scale_log2, True, PRECISION, UPCAST, D, BLOCK_E
         )
     grad_query_ptr += b * grad_query_b + h * grad_query_h
-    store_rows(
-        grad_query_ptr, sum_TD * scale, start, num_rows * PACK, grad_query_row, grad_query_h, PACK, BLOCK_T, D
-    )
+    strides = grad_query_row, grad_query_h
+    store_rows(grad_query_ptr, sum_TD * scale, start, end, strides, PACK, BLOCK_T, D)
