@@ -10,7 +10,8 @@ Shape letters: N rows (of a tile), M books, L levels, C codes, D width.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -35,8 +36,10 @@ from feedworks_kernels.residual_quantize.wide_kernel import exact_kernel, wide_k
 _ROUNDING, _ROUNDING_PER_NUMBER = 2.0**-17, 2.0**-25
 REGISTER_WIDTH = 128  # a tile of residuals is kept in registers up to this width, in L2 from there on
 MOST_WIDTH = 512  # shared memory holds 64 rows and two tiles of 64 codes in fp16 up to this width
+HOPPER_BYTES = 227 << 10
+_CODES = 64  # of a tile
 _PROGRAMS = 264  # for open rows, whose number the host does not know: two for every multiprocessor
-EXACT = {"CHUNK": 32, "BLOCK_N": 64, "BLOCK_C": 64, "num_warps": 4, "num_stages": 2}
+EXACT = {"CHUNK": 32, "BLOCK_N": 64, "BLOCK_C": 64, "num_warps": 8, "num_stages": 2}
 _FAR = 3e38  # half a squared distance to the codes that fill up the last tile
 
 
@@ -147,7 +150,18 @@ def product_quantize(x_NMD: Tensor, codebooks_MCD: Tensor) -> tuple[Tensor, Tens
 
 
 def _fits(x: Tensor, codebooks: Tensor) -> bool:
-    return x.dtype != torch.float64 and codebooks.dtype != torch.float64 and x.shape[-1] <= MOST_WIDTH
+    if torch.float64 in (x.dtype, codebooks.dtype) or x.shape[-1] > MOST_WIDTH:
+        return False
+    return tile(max(16, triton.next_power_of_2(x.shape[-1])), _shared_bytes(x.device)).stages > 0
+
+
+@cache
+def _shared_bytes(device: torch.device) -> int:
+    """What a program may have of a multiprocessor's shared memory."""
+    if device.type != "cuda":
+        return HOPPER_BYTES
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
 
 
 def _quantise(x_NMD: Tensor, codebooks_BCD: Tensor, num_books: int, normalise: bool) -> tuple[Tensor, Tensor]:
@@ -160,25 +174,10 @@ def _quantise(x_NMD: Tensor, codebooks_BCD: Tensor, num_books: int, normalise: b
     if not num_rows:
         return codes_NML, residual_NMD
     padded_width = max(16, triton.next_power_of_2(width))
-    shape = tile(padded_width)
+    shape = tile(padded_width, _shared_bytes(x_NMD.device))
     num_tiles = triton.cdiv(num_rows, shape.rows)
-    constants = {
-        "ROW_STRIDE": x_NMD.stride(0),
-        "BOOK_STRIDE": x_NMD.stride(1),
-        "C": num_codes,
-        "PADDED_C": triton.cdiv(num_codes, shape.codes) * shape.codes,
-        "WIDTH": width,
-        "NORMALISE": normalise,
-    }
-    search = {
-        "NUM_BOOKS": num_books,
-        "D": padded_width,
-        "ROUNDING": _ROUNDING + padded_width * _ROUNDING_PER_NUMBER,
-        "BLOCK_N": shape.rows,
-        "BLOCK_C": shape.codes,
-        "num_warps": shape.warps,
-        "num_stages": shape.stages,
-    }
+    constants = constants_of(width, num_codes, normalise, x_NMD.stride())
+    search = search_of(padded_width, num_books, shape)
     with on(x_NMD):
         books = _prepare(codebooks_BCD, constants["PADDED_C"], padded_width)
         num_open = torch.zeros(1, dtype=torch.int32, device=x_NMD.device)
@@ -238,11 +237,40 @@ class Tile(NamedTuple):
     stages: int
 
 
-def tile(padded_width: int) -> Tile:
-    """Return the tile for a width; tests compile each and see that nothing spills."""
-    if padded_width <= 64:
-        return Tile(128, 64, 8, 3)
-    return Tile(64, 64, 8, 3 if padded_width <= 256 else 2)
+def constants_of(width: int, num_codes: int, normalise: bool, strides: tuple[int, ...]) -> dict[str, int]:
+    """Return what all kernels know at compile time."""
+    return {
+        "ROW_STRIDE": strides[0],
+        "BOOK_STRIDE": strides[1],
+        "C": num_codes,
+        "PADDED_C": triton.cdiv(num_codes, _CODES) * _CODES,
+        "WIDTH": width,
+        "NORMALISE": normalise,
+    }
+
+
+def search_of(padded_width: int, num_books: int, shape: Tile) -> dict[str, Any]:
+    """Return what only the search in fp16 knows."""
+    return {
+        "NUM_BOOKS": num_books,
+        "D": padded_width,
+        "ROUNDING": _ROUNDING + padded_width * _ROUNDING_PER_NUMBER,
+        "BLOCK_N": shape.rows,
+        "BLOCK_C": shape.codes,
+        "num_warps": shape.warps,
+        "num_stages": shape.stages,
+    }
+
+
+def tile(padded_width: int, shared_bytes: int = HOPPER_BYTES) -> Tile:
+    """Return the tile for a width; tests compile each and see that nothing spills. Stages 0: no room."""
+    rows = 128 if padded_width <= 64 else 64
+    # Rows and, in so many stages, codes, all in fp16; some is left for sums across warps.
+    lines = (shared_bytes - (4 << 10)) // (2 * padded_width)
+    buffers = max(0, (lines - rows) // _CODES)
+    # Before Hopper the product reads registers, and of s stages s - 1 lie in shared memory.
+    more = 1 if buffers and shared_bytes < HOPPER_BYTES else 0
+    return Tile(rows, _CODES, 8, min(3, buffers + more))
 
 
 def on(x: Tensor) -> AbstractContextManager[object]:
