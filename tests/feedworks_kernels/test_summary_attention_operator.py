@@ -10,7 +10,7 @@ import torch
 from torch import library, nn
 
 from feedworks_kernels import Rows, summary_attention
-from feedworks_kernels.summary_attention import eager_short
+from feedworks_kernels.summary_attention import eager_short, eager_threads
 from feedworks_kernels.testing import assert_close, forced, random_rows
 
 registration = importlib.import_module("feedworks_kernels.summary_attention.registration")
@@ -181,3 +181,43 @@ def test_more_than_2_to_the_31_numbers():
     got = summary_attention(Rows(query, *text[1:]), wide(summary), chunk=8, window=1)
     assert_close(got.text_BHTD[:, -1], expected.text_BHTD[:, 0], torch.bfloat16)
     assert_close(got.summary_BHSD[:, -1], expected.summary_BHSD[:, 0], torch.bfloat16)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_and_modes_change_nothing(mode, threads, monkeypatch):
+    monkeypatch.setattr(eager_short, "_LONGEST", -1)
+    text, summary = rows_of(num_text=700)
+    inputs = [x.detach().requires_grad_() for x in (*text, *summary)]
+    before = torch.get_num_threads()
+    found = {}
+    try:
+        for number in (1, threads):
+            torch.set_num_threads(number)
+            with mode():
+                alone = summary_attention(text, summary, chunk=4, window=3)
+            got = summary_attention(Rows(*inputs[:3]), Rows(*inputs[3:]), chunk=4, window=3)
+            found[number] = (*alone, *torch.autograd.grad([x.square().sum() for x in got], inputs))
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(before)
+    for mine, theirs in zip(found[1], found[threads], strict=True):
+        assert_close(mine, theirs, torch.float32)
+
+
+def test_a_thread_that_fails_is_heard():
+    def fail(task):
+        raise ZeroDivisionError(task)
+
+    with pytest.raises(ZeroDivisionError, match="0"):
+        list(eager_threads.run(fail, range(4), 2))
+
+
+@BOTH_WAYS
+def test_autocast_changes_nothing(longest, monkeypatch):
+    monkeypatch.setattr(eager_short, "_LONGEST", longest)
+    text, summary = rows_of()
+    expected = summary_attention(text, summary, chunk=4, window=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = summary_attention(text, summary, chunk=4, window=1)
+    assert all(torch.equal(x, y) for x, y in zip(got, expected, strict=True))

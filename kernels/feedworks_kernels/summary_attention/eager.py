@@ -9,19 +9,20 @@ width, C chunks, m summaries of a chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from feedworks_kernels.summary_attention import eager_short, eager_summary
+from feedworks_kernels.summary_attention import eager_short, eager_summary, eager_threads
 from feedworks_kernels.summary_attention.eager_text import LOG2_E, Head, HeadGradient, Keys
 from feedworks_kernels.summary_attention.pattern import Forward, Gradients, Pattern, Rows
 
 # A sum of weights without a maximum within these is as exact as one with it: weights that vanish in fp32
 # would not have counted, and products with values stay finite.
 _SAFE_LOG2 = 60.0
+# Query heads of one key head that go together: their blocks have few rows each, and fill a product.
+_HEADS = 8
 
 
 def summary_attention(text: Rows, summary: Rows, pattern: Pattern) -> Forward:
@@ -30,14 +31,21 @@ def summary_attention(text: Rows, summary: Rows, pattern: Pattern) -> Forward:
         return eager_short.summary_attention(text, summary, pattern)
     text_BHTD = torch.empty_like(text.query_BHTD)
     lse_BHT = text_BHTD.new_empty(text_BHTD.shape[:3], dtype=whole(text_BHTD))
-    for part in _parts(text, summary, pattern):
-        out_QTD, lse_QT = text_BHTD[part.place], lse_BHT[part.place]
-        for shifted in (False, True):
-            for start, stop in part.head.blocks():
-                out, lse_QT[:, start:stop] = part.head.attend(start, stop, shifted)
-                out_QTD[:, start:stop] = out
-            if bool((lse_QT.abs() <= _SAFE_LOG2).all()):
-                break
+
+    def attend(task: _Task) -> None:
+        head = _head(text, summary, pattern, task)
+        out_QTD, lse_QT = text_BHTD[task.place], lse_BHT[task.place]
+        blocks = list(head.blocks())[task.share]
+        for start, stop in blocks:
+            for shifted in (False, True):
+                out_QRD, lse_QR = head.attend(start, stop, shifted)
+                if bool((lse_QR.abs() <= _SAFE_LOG2).all()):
+                    break
+            out_QTD[:, start:stop], lse_QT[:, start:stop] = out_QRD, lse_QR
+
+    workers = eager_threads.num_workers(text_BHTD.device)
+    for _ in eager_threads.run(attend, _tasks(text, pattern, workers), workers):
+        pass
     summary_BHSD, summary_lse_BHS = eager_summary.attend(text, summary, pattern)
     return Forward(text_BHTD, summary_BHSD, lse_BHT.div_(LOG2_E), summary_lse_BHS)
 
@@ -56,18 +64,23 @@ def gradient(
     kind = whole(grad_text_BHTD)
     grads = eager_summary.gradient(grad_summary_BHSD, text, summary, forward, pattern)
     query_BHTD = torch.empty_like(text.query_BHTD, dtype=kind)
-    for part in _parts(text, summary, pattern):
-        place, head = part.place, part.head
-        grad_QTD = grad_text_BHTD[place].to(kind)
-        delta_QT = (grad_QTD * forward.text_BHTD[place].to(kind)).sum(dim=2)
-        lse_QT = forward.text_lse_BHT[place] * LOG2_E
+
+    def differentiate(task: _Task) -> tuple[_Task, HeadGradient]:
+        head = _head(text, summary, pattern, task)
+        grad_QTD = grad_text_BHTD[task.place].to(kind)
+        delta_QT = (grad_QTD * forward.text_BHTD[task.place].to(kind)).sum(dim=2)
+        lse_QT = forward.text_lse_BHT[task.place] * LOG2_E
         sums = HeadGradient(
             *(Keys(*(x.new_zeros(x.shape[::-1]) for x in keys)) for keys in (head.text, head.summary))
         )
-        for start, stop in head.blocks():
+        for start, stop in list(head.blocks())[task.share]:
             found = head.differentiate(start, stop, grad_QTD, delta_QT, lse_QT, sums)
-            query_BHTD[place][:, start:stop] = found.mul_(pattern.scale)
-        for rows, keys, shared in zip(grads, sums, part.shared, strict=True):
+            query_BHTD[task.place][:, start:stop] = found.mul_(pattern.scale)
+        return task, sums
+
+    workers = eager_threads.num_workers(query_BHTD.device)
+    for task, sums in eager_threads.run(differentiate, _tasks(text, pattern, workers), workers):
+        for rows, keys, shared in zip(grads, sums, task.shared, strict=True):
             rows.key_BGTD[shared] += keys.key_TD.T / LOG2_E
             rows.value_BGTD[shared] += keys.value_TD.T
     text_grads = grads.text._replace(query_BHTD=query_BHTD)
@@ -84,32 +97,46 @@ def whole(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-class _Part(NamedTuple):
-    """One key head of one document: indices into (B, H, T) and, for text and summaries, into (B, G, T)."""
+class _Task(NamedTuple):
+    """Some blocks of some query heads of one key head, in one document.
+
+    `place` is the index into (B, H, T); `shared` those of text and of summaries into (B, G, T) and (B, G, S);
+    `share` picks blocks.
+    """
 
     place: tuple[int, slice, slice]
     shared: tuple[tuple[int, int, slice], tuple[int, int, slice]]
-    head: Head
+    share: slice
 
 
-def _parts(text: Rows, summary: Rows, pattern: Pattern) -> Iterator[_Part]:
+def _tasks(text: Rows, pattern: Pattern, workers: int) -> list[_Task]:
     num_sequences, num_groups, num_text, _ = text.key_BGTD.shape
     group = text.query_BHTD.shape[1] // num_groups
-    kind = whole(text.query_BHTD)
+    tasks = []
     for sequence in range(num_sequences):
         for first, last in documents(pattern, sequence, num_text):
             rows = slice(first * pattern.chunk, min(num_text, last * pattern.chunk))
             own = slice(first * pattern.summaries, last * pattern.summaries)
-            for shared_head in range(num_groups):
-                heads = slice(shared_head * group, (shared_head + 1) * group)
-                shared = ((sequence, shared_head, rows), (sequence, shared_head, own))
-                own_text, own_summary = (
-                    Keys(*(x[at].to(kind).contiguous() for x in source[1:]))
-                    for source, at in zip((text, summary), shared, strict=True)
-                )
-                query_QTD = text.query_BHTD[sequence, heads, rows].to(kind) * (pattern.scale * LOG2_E)
-                head = Head(query_QTD, own_text, own_summary, pattern)
-                yield _Part((sequence, heads, rows), shared, head)
+            for number in range(num_groups):
+                shared = ((sequence, number, rows), (sequence, number, own))
+                end = (number + 1) * group
+                for begin in range(number * group, end, _HEADS):
+                    heads = slice(begin, min(begin + _HEADS, end))
+                    tasks.append(_Task((sequence, heads, rows), shared, slice(None)))
+    if workers == 1 or len(tasks) >= 2 * workers:
+        return tasks
+    # Later blocks read more: the blocks are dealt out in turns.
+    return [task._replace(share=slice(turn, None, workers)) for task in tasks for turn in range(workers)]
+
+
+def _head(text: Rows, summary: Rows, pattern: Pattern, task: _Task) -> Head:
+    kind = whole(text.query_BHTD)
+    text_keys, summary_keys = (
+        Keys(*(x[at].to(kind).contiguous() for x in source[1:]))
+        for source, at in zip((text, summary), task.shared, strict=True)
+    )
+    query_QTD = text.query_BHTD[task.place].to(kind) * (pattern.scale * LOG2_E)
+    return Head(query_QTD, text_keys, summary_keys, pattern)
 
 
 def documents(pattern: Pattern, sequence: int, num_text: int) -> list[tuple[int, int]]:

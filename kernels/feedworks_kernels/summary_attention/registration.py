@@ -9,7 +9,8 @@ chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_rows(text, summary, pattern)
     if not (text.query_BHTD.numel() or summary.query_BHTD.numel()):
         return _empty(text.query_BHTD, summary.query_BHTD)
-    with torch.no_grad():
+    with _alone(text.query_BHTD):
         forward: Forward = _form(text.query_BHTD)(text, summary, pattern)
     queries = (text.query_BHTD, summary.query_BHTD)
     out_text, out_summary = (_laid_out(x, like) for x, like in zip(forward[:2], queries, strict=True))
@@ -47,10 +48,17 @@ def _gradient(*arguments: Any) -> tuple[Tensor, ...]:
     text, summary, pattern = _arrange(tensors, *sizes)
     if not (text.query_BHTD.numel() or summary.query_BHTD.numel()):
         return tuple(torch.zeros_like(x) for x in tensors)
-    with torch.no_grad():
+    with _alone(text.query_BHTD):
         result = _form(text.query_BHTD, "gradient")(*grads, text, summary, Forward(*forward), pattern)
     flat = (*result.text, *result.summary)
     return tuple(_laid_out(x, like) for x, like in zip(flat, tensors, strict=True))
+
+
+@contextmanager
+def _alone(query: Tensor) -> Iterator[None]:
+    """Neither record nor let torch choose other types inside: both are settled outside."""
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        yield
 
 
 def _arrange(
