@@ -1,7 +1,7 @@
 """Independent pieces of work on a CPU, each on one thread.
 
-A block is a chain of some ten operators of 0.1 ms. If each of them is cut over the threads, every one ends with
-a wait for the slowest; a thread that goes through whole blocks alone never waits.
+A block is a chain of some ten operators of 0.1 ms. If each of them is cut over the threads, every one ends
+with a wait for the slowest; a thread that goes through whole blocks alone never waits.
 """
 
 from __future__ import annotations
