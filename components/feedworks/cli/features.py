@@ -31,6 +31,26 @@ class Time(click.ParamType[datetime]):
         return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
+class Ids(click.ParamType[tuple[int, ...]]):
+    """Ids of one entity, or of several with a colon between them."""
+
+    name = "ids"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Turn text into ids."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            ids = tuple(map(int, value.split(":")))
+        except ValueError:
+            self.fail(f"{value!r} is no id and no ids such as 17:991.", param, ctx)
+        if wrong := [each for each in ids if not 0 <= each <= MAX_ID]:
+            self.fail(f"{wrong[0]} is not in the range 0 to {MAX_ID}.", param, ctx)
+        return ids
+
+
 repo_option = click.option(
     "--repo", type=FOLDER, help="The feature repository; ./feature_repo, or that of the source tree."
 )
@@ -122,14 +142,20 @@ def materialize(start: datetime, end: datetime, repo: Path | None, views: tuple[
 
 @features.command(short_help="Print what a model would read.")
 @click.argument("service")
-@click.argument("keys", type=click.IntRange(0, MAX_ID), nargs=-1, required=True)
+@click.argument("keys", type=Ids(), nargs=-1, required=True)
 @click.option("--at", type=Time(), help=f"As of this time instead of now; {TIME_HELP}.")
 @click.option("--source", help="Address of the store; `feast://` and the repository's path by default.")
 @repo_option
 def get(
-    service: str, keys: tuple[int, ...], at: datetime | None, source: str | None, repo: Path | None
+    service: str,
+    keys: tuple[tuple[int, ...], ...],
+    at: datetime | None,
+    source: str | None,
+    repo: Path | None,
 ) -> None:
     """Print what a model of SERVICE would read of the entities KEYS, a line of JSON for each.
+
+    Of a service that reads of users and items, a key is USER:ITEM, such as 17:991 for ocarm_student_v2.
 
     A row past its time to live is stale: its age is told, its values are not. SERVICE may not be one that
     reads what is known too late, such as ocarm_teacher_v1.

@@ -200,16 +200,17 @@ LIVE_STREAM = feature_table(
 ITEM_PROFILE = feature_table(
     "item_profile",
     Column(
-        name="category",
+        name="item_category",
         type=pa.int64(),
         side="item",
         minimum=0,
         maximum=NUM_CATEGORIES - 1,
         description="Kind of the item.",
     ),
-    _count("author_id", "item", "Who made it."),
-    _count("num_events_7d", "item", "Events of the 7 days up to the row."),
-    _number("mean_engagement_7d", "item", "Mean engagement of those.", maximum=1),
+    _count("item_author_id", "item", "Who made it."),
+    _count("item_num_events_7d", "item", "Events of the 7 days before item_counted_time."),
+    _number("item_mean_engagement_7d", "item", "Mean engagement of those.", maximum=1),
+    _time("item_counted_time", "item", "The end of the day that the row counts last"),
     entity="item_id",
     description="An item and how it fares.",
     ttl_s=30 * DAY_S,
@@ -238,11 +239,16 @@ FEATURE_TABLES: tuple[FeatureTable, ...] = (
     ITEM_PROFILE,
     AUTHOR_PROFILE,
 )
-# What a model may read, by the name of its feature service.
+# What a model may read, by the name of its feature service. The second version reads the landing item of the
+# ad besides; a model without one keeps to the first, and to its reads.
 STUDENT_SERVICE, TEACHER_SERVICE, LIVE_SERVICE = "ocarm_student_v1", "ocarm_teacher_v1", "live_stream_v1"
+STUDENT_ITEM_SERVICE, TEACHER_ITEM_SERVICE = "ocarm_student_v2", "ocarm_teacher_v2"
+_OF_USERS = (USER_PROFILE, INTERACTION_AGGREGATES, AD_CONTEXT)
 SERVICES: dict[str, tuple[FeatureTable, ...]] = {
-    STUDENT_SERVICE: (USER_PROFILE, INTERACTION_AGGREGATES, AD_CONTEXT),
-    TEACHER_SERVICE: (USER_PROFILE, INTERACTION_AGGREGATES, AD_CONTEXT, ONBOARDING),
+    STUDENT_SERVICE: _OF_USERS,
+    TEACHER_SERVICE: (*_OF_USERS, ONBOARDING),
+    STUDENT_ITEM_SERVICE: (*_OF_USERS, ITEM_PROFILE),
+    TEACHER_ITEM_SERVICE: (*_OF_USERS, ITEM_PROFILE, ONBOARDING),
     LIVE_SERVICE: (LIVE_STREAM,),
 }
 # The lists of one row of a table that must be equally long.
@@ -250,3 +256,13 @@ PARALLEL_LISTS: dict[str, tuple[str, ...]] = {
     table.name: tuple(c.name for c in table.columns if c.is_vector and c.name != "anchor_codes")
     for table in FEATURE_TABLES
 }
+
+
+def student_service(landing_item: bool) -> str:
+    """The service of a student, whose samples have a landing item or have none."""
+    return STUDENT_ITEM_SERVICE if landing_item else STUDENT_SERVICE
+
+
+def teacher_service(landing_item: bool) -> str:
+    """That of its teacher."""
+    return TEACHER_ITEM_SERVICE if landing_item else TEACHER_SERVICE

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from feedworks.errors import ConfigError, StoreError
+from feedworks.errors import StoreError
 from feedworks.features.feast_values import ATTRIBUTES
 from feedworks.features.packed_cells import NUMBERS, Bools, Column, is_list, objects
 from feedworks.features.packed_rows import Block
-from feedworks.features.reading import OnlineRows, add_view
+from feedworks.features.reading import Keys, OnlineRows, add_view, keys_of_views
 from feedworks.features.repo import repository, store_file
 from feedworks.features.schema import ServiceSchema, ViewSchema
 
@@ -35,12 +35,12 @@ class FeastSource:
 
     Args:
         repo: folder of feature_store.yaml, or of the file that FEAST_FS_YAML_FILE_PATH names.
-        schema: views of one entity; Feast's registry must have them.
+        schema: what is read; Feast's registry must have its views.
         timeout_s: limit of one read. Feast cannot be interrupted: a read that was given up goes on in its
             thread and the next ones wait for it, each within its own limit, some dozens of them at most.
 
     Raises:
-        ConfigError: the folder holds no repository, or the schema has several entities.
+        ConfigError: the folder holds no repository.
     """
 
     def __init__(self, repo: Path, schema: ServiceSchema, *, timeout_s: float = 0.25) -> None:
@@ -58,12 +58,6 @@ class FeastSource:
         return source
 
     def _open(self, store: FeatureStore, schema: ServiceSchema, timeout_s: float) -> None:
-        entities = sorted({view.entity for view in schema.views})
-        if len(entities) > 1:
-            raise ConfigError(
-                f"service {schema.service} reads by {', '.join(entities)}; one entity is served"
-            )
-        self._entity = entities[0]
         self._views = schema.views
         self._names = [f"{view.name}:{feature.name}" for view in schema.views for feature in view.features]
         self._store = store
@@ -71,7 +65,7 @@ class FeastSource:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="feast")
         self._places = BoundedSemaphore(MAX_WAITING)
 
-    async def read(self, keys: Sequence[int], now_us: int) -> OnlineRows:
+    async def read(self, keys: Keys, now_us: int) -> OnlineRows:
         """As `FeatureSource.read`."""
         if not self._places.acquire(blocking=False):
             raise StoreError(f"feature store: {MAX_WAITING} reads wait already")
@@ -82,16 +76,17 @@ class FeastSource:
         except TimeoutError:
             raise StoreError(f"feature store: no answer within {self._timeout_s:g} s") from None
 
-    def read_now(self, keys: Sequence[int], now_us: int) -> OnlineRows:
+    def read_now(self, keys: Keys, now_us: int) -> OnlineRows:
         """Read in the calling thread, without a limit.
 
         Raises:
             StoreError: Feast or its store failed.
+            ConfigError: as `FeatureSource.read`.
         """
+        of_views = keys_of_views(keys, self._views)
+        rows_of = {view.entity: key_N.tolist() for view, key_N in zip(self._views, of_views, strict=True)}
         try:
-            answer = self._store.get_online_features(
-                features=self._names, entity_rows={self._entity: [int(key) for key in keys]}
-            ).proto
+            answer = self._store.get_online_features(features=self._names, entity_rows=rows_of).proto
         except Exception as error:  # each store has errors of its own
             reason = next(iter(str(error).splitlines()), "")
             raise StoreError(f"feature store: {type(error).__name__}: {reason}") from error
@@ -99,7 +94,7 @@ class FeastSource:
         rows = OnlineRows({}, {}, {}, {})
         for view in self._views:
             oldest_us = now_us - view.ttl_s * _SECOND_US
-            add_view(rows, view.name, _block(view, vectors, len(keys), oldest_us), oldest_us)
+            add_view(rows, view.name, _block(view, vectors, len(of_views[0]), oldest_us), oldest_us)
         return rows
 
     async def close(self) -> None:

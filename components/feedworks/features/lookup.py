@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from feedworks.features.reading import STATUS, OnlineRows, open_source
+from feedworks.errors import ConfigError
+from feedworks.features.reading import STATUS, Keys, OnlineRows, open_source
 from feedworks.features.schema import ServiceSchema
 
 # Feast opens its store at the first read.
@@ -18,21 +19,32 @@ PATIENCE_S = 30.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def lookup(url: str, schema: ServiceSchema, keys: Sequence[int], at: datetime) -> Iterator[dict[str, Any]]:
-    """Yield what a source has of each entity: its id, and for each view status, age and values.
+def lookup(
+    url: str, schema: ServiceSchema, keys: Sequence[Sequence[int]], at: datetime
+) -> Iterator[dict[str, Any]]:
+    """Yield what a source has of each key: its ids, and for each view status, age and values.
 
     Args:
         url: As `feedworks.features.reading.open_source` takes it.
         schema: What is read.
-        keys: Ids of the entities.
+        keys: For each one id of every entity of the schema, in the order in which its views first name them.
         at: As of when, with a time zone.
 
     Raises:
+        ModelError: The schema has columns that are known only after the decision.
+        ConfigError: A key has fewer or more ids.
         StoreError: The store is down or slow.
     """
+    schema.require_servable()
+    entities = list(dict.fromkeys(view.entity for view in schema.views))
+    if wrong := [key for key in keys if len(key) != len(entities)]:
+        raise ConfigError(
+            f"key {':'.join(map(str, wrong[0]))}: {schema.service} reads by {':'.join(entities)}"
+        )
+    by_entity = {entity: [key[i] for key in keys] for i, entity in enumerate(entities)}
     now_us = (at - _EPOCH) // timedelta(microseconds=1)
-    rows = asyncio.run(_read(url, schema, keys, now_us))
-    for i, key in enumerate(keys):
+    rows = asyncio.run(_read(url, schema, by_entity, now_us))
+    for i in range(len(keys)):
         views = {}
         for view in schema.views:
             told: dict[str, Any] = {"status": STATUS[rows.status[view.name][i]]}
@@ -41,10 +53,10 @@ def lookup(url: str, schema: ServiceSchema, keys: Sequence[int], at: datetime) -
             if told["status"] == "fresh":
                 told["values"] = {f.name: _plain(rows, f.name, i) for f in view.features}
             views[view.name] = told
-        yield {schema.views[0].entity: key, "views": views}
+        yield {entity: ids[i] for entity, ids in by_entity.items()} | {"views": views}
 
 
-async def _read(url: str, schema: ServiceSchema, keys: Sequence[int], now_us: int) -> OnlineRows:
+async def _read(url: str, schema: ServiceSchema, keys: Keys, now_us: int) -> OnlineRows:
     source = open_source(url, schema, timeout_s=PATIENCE_S)
     try:
         return await source.read(keys, now_us)

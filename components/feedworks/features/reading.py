@@ -10,7 +10,7 @@ Shape letters: N entities.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import parse_qs, urlsplit
@@ -27,6 +27,8 @@ from feedworks.features.schema import ServiceSchema, ViewSchema
 if TYPE_CHECKING:
     import redis.asyncio as redis_asyncio
 
+# Ids of N entities, which may repeat: plain where all views are of one entity, else by the entity's column.
+Keys = Sequence[int] | Mapping[str, Sequence[int]]
 FRESH, STALE, MISSING = 0, 1, 2
 STATUS = ("fresh", "stale", "missing")
 PROJECT = "feedworks"
@@ -59,10 +61,14 @@ class OnlineRows(NamedTuple):
 class FeatureSource(Protocol):
     """Where a service reads its features."""
 
-    async def read(self, keys: Sequence[int], now_us: int) -> OnlineRows:
+    async def read(self, keys: Keys, now_us: int) -> OnlineRows:
         """Read the rows of N entities, which may repeat, as of `now_us` (microseconds since 1970 UTC).
 
+        Where views are of several entities, such as users and the items that they are to see, a row of the
+        answer is about one of each.
+
         Raises:
+            ConfigError: ids of an entity are missing, or there are more of one than of another.
             StoreError: the store is down, or has not answered within the time limit.
         """
         ...
@@ -119,7 +125,7 @@ class PackedSource:
 
     Args:
         url: redis://HOST:PORT/DB, with user and password if need be.
-        schema: whole views of one entity, as they were applied.
+        schema: whole views, as they were applied.
         project: of the feature store.
         timeout_s: limit of one read with all its tries.
         tries: how often a read is tried where the connection breaks or Redis is still loading.
@@ -136,11 +142,6 @@ class PackedSource:
         tries: int = 2,
         max_connections: int = 32,
     ) -> None:
-        entities = sorted({view.entity for view in schema.views})
-        if len(entities) > 1:
-            raise ConfigError(
-                f"service {schema.service} reads by {', '.join(entities)}; one entity is served"
-            )
         self._views = schema.views
         self._layouts = [layout_of(view) for view in schema.views]
         self._mget = MGet(project, self._layouts)
@@ -149,15 +150,15 @@ class PackedSource:
         self._pool: redis_asyncio.BlockingConnectionPool | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def read(self, keys: Sequence[int], now_us: int) -> OnlineRows:
+    async def read(self, keys: Keys, now_us: int) -> OnlineRows:
         """As `FeatureSource.read`."""
-        key_N = np.asarray(keys, dtype=np.int64)
-        if not len(key_N):
+        key_N = keys_of_views(keys, self._views)
+        if not len(key_N[0]):
             return self.decode([], 0, now_us)
-        return self.decode(await self.fetch(key_N), len(key_N), now_us)
+        return self.decode(await self.fetch(*key_N), len(key_N[0]), now_us)
 
-    async def fetch(self, key_N: Ints) -> list[bytes | None]:
-        """The packed rows of keys `(N,)`, one view after the other.
+    async def fetch(self, *key_N: Ints) -> list[bytes | None]:
+        """The packed rows of keys `(N,)`, the same for all views or one array per view, view after view.
 
         Raises:
             StoreError: as in `read`.
@@ -165,7 +166,7 @@ class PackedSource:
         from redis.exceptions import BusyLoadingError, RedisError
         from redis.exceptions import ConnectionError as RedisConnectionError
 
-        command = self._mget.command(key_N)
+        command = self._mget.command(*key_N)
         error: Exception | None = None
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -227,6 +228,23 @@ class PackedSource:
     def _place(self) -> str:
         parts = urlsplit(self._url)
         return f"{parts.hostname}:{parts.port or 6379}"
+
+
+def keys_of_views(keys: Keys, views: Sequence[ViewSchema]) -> list[Ints]:
+    """The keys `(N,)` of each view.
+
+    Raises:
+        ConfigError: ids of an entity are missing, or there are more of one than of another.
+    """
+    entities = list(dict.fromkeys(view.entity for view in views))
+    by_entity = keys if isinstance(keys, Mapping) else {entities[0]: keys}
+    counts = {entity: len(by_entity[entity]) for entity in entities if entity in by_entity}
+    if len(counts) < len(entities) or len(set(counts.values())) > 1:
+        raise ConfigError(
+            f"rows are read by {' and '.join(entities)}; give as many ids of each, got {counts}"
+        )
+    key_N = {entity: np.asarray(by_entity[entity], dtype=np.int64) for entity in entities}
+    return [key_N[view.entity] for view in views]
 
 
 def layout_of(view: ViewSchema) -> RowLayout:

@@ -19,7 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from feedworks.contracts.features import SERVICES, STUDENT_SERVICE, TEACHER_SERVICE, FeatureTable
+from feedworks.contracts.features import (
+    ITEM_PROFILE,
+    SERVICES,
+    FeatureTable,
+    student_service,
+    teacher_service,
+)
 from feedworks.contracts.files import ROW_GROUP_ROWS, read_table, write_table
 from feedworks.contracts.retention import CATALOGUE, CONTENT_FILE, OBSERVABLES_FILE, SAMPLES
 from feedworks.errors import DataError
@@ -34,6 +40,8 @@ if TYPE_CHECKING:
 
 PROJECT = "feedworks"
 _ROW, _TIME = "__row", "event_timestamp"
+# The id of an item that a sample does not have: no contract allows it, so that no table has a row of it.
+_NO_ITEM = -1
 
 
 class TrainingSet(NamedTuple):
@@ -45,6 +53,8 @@ class TrainingSet(NamedTuple):
 
 def build_training_set(samples: Path, tables: Path, observables: Path, content: Path | None) -> TrainingSet:
     """Writes what the models train from, one row per sample in the order of the samples.
+
+    Where samples have a landing item, the services are those that read it, as of bid_time, too.
 
     Args:
         samples: Folder with samples.parquet and catalogue.parquet.
@@ -58,15 +68,18 @@ def build_training_set(samples: Path, tables: Path, observables: Path, content: 
         DataError: A table is missing or does not keep its contract's types.
     """
     rows = read_table(SAMPLES, samples)
-    student, teacher = SERVICES[STUDENT_SERVICE], SERVICES[TEACHER_SERVICE]
+    landing_item = rows["ad_item"].null_count < rows.num_rows
+    student_name, teacher_name = student_service(landing_item), teacher_service(landing_item)
+    student, teacher = SERVICES[student_name], SERVICES[teacher_name]
     say(f"joining {rows.num_rows} samples with {', '.join(table.name for table in student)}")
-    features = point_in_time(rows, "bid_time", tables, student)
+    asked = rows.append_column(ITEM_PROFILE.entity, rows["ad_item"].fill_null(_NO_ITEM))
+    features = point_in_time(asked, "bid_time", tables, student)
     missing = missing_share(features, student)
     with atomic_folder(observables) as folder:
         columns = {name: rows[name] for name in rows.column_names}
         columns |= {name: features[name] for name in features.column_names}
         _write(pa.table(columns), folder / OBSERVABLES_FILE)
-        ServiceSchema.of(STUDENT_SERVICE).require_servable().write(folder)
+        ServiceSchema.of(student_name).require_servable().write(folder)
         shutil.copyfile(CATALOGUE.path(samples), CATALOGUE.path(folder))
     if content is not None:
         hidden = tuple(table for table in teacher if table.training_only)
@@ -76,7 +89,7 @@ def build_training_set(samples: Path, tables: Path, observables: Path, content: 
             columns = {"sample_id": rows["sample_id"]}
             columns |= {name: features[name] for name in features.column_names}
             _write(pa.table(columns), folder / CONTENT_FILE)
-            ServiceSchema.of(TEACHER_SERVICE).write(folder)
+            ServiceSchema.of(teacher_name).write(folder)
     return TrainingSet(rows.num_rows, missing)
 
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from feedworks.errors import ConfigError
 from feedworks.ocarm.counting import counters
 from feedworks.ocarm.known import (
     FRESH,
@@ -53,6 +54,8 @@ MAX_BATCH = 32
 MODEL_WITHIN_S = 5.0
 DEADLINE_S = 0.05
 PAUSE_S = 1.0
+# Which column of a request says the id of an entity; an ad without an item asks for one that no store has.
+ASKED_BY = {"user_id": "user_id", "item_id": "ad_item"}
 
 Ints = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.float64]
@@ -87,6 +90,9 @@ class Answering:
         deadline_s: seconds that the store has.
         pause_s: seconds between two tries of a store that is gone.
         in_thread: see `MicroBatcher`.
+
+    Raises:
+        ConfigError: the model reads views of an entity that no request names.
     """
 
     def __init__(
@@ -100,6 +106,11 @@ class Answering:
     ) -> None:
         self.predictor = predictor
         self.counters = counters()
+        self._entities = list(dict.fromkeys(view.entity for view in predictor.schema.views))
+        if foreign := sorted(set(self._entities) - ASKED_BY.keys()):
+            raise ConfigError(
+                f"service {predictor.schema.service} reads by {foreign[0]}, no request tells it"
+            )
         # A source tries again by itself, it knows which failures are worth it.
         guard = Guard("the feature store", deadline_s=deadline_s, retries=0, pause_s=pause_s)
         self._reads = None if source is None else Reads(source, guard)
@@ -119,13 +130,14 @@ class Answering:
         """
         now_us = time.time_ns() // 1000 if now_us is None else now_us
         bid_us_N = np.array([now_us if u.bid_time is None else u.bid_time for u in users], np.int64)
-        known, store = await self._known(users, bid_us_N)
+        request = _of_request(users, bid_us_N)
+        known, store = await self._known(users, request)
         usable_N = known.usable
         p_NH = np.tile(self.predictor.base_rate_H, (len(users), 1))
         good_N, model = usable_N, ""
         if usable_N.any():
             # All rows go, so that no column has to be cut; what nothing is known of costs the model little.
-            answered_NH, model = await self._asked({**_of_request(users, bid_us_N), **known.columns})
+            answered_NH, model = await self._asked({**request, **known.columns})
             good_N = usable_N & np.isfinite(answered_NH).all(axis=1)
             p_NH[good_N] = answered_NH[good_N]
         found = []
@@ -144,17 +156,18 @@ class Answering:
         if self._reads is not None:
             await self._reads.close()
 
-    async def _known(self, users: Sequence[User], bid_us_N: Ints) -> tuple[Known, str]:
+    async def _known(self, users: Sequence[User], request: dict[str, Ints]) -> tuple[Known, str]:
         """Gather the features, and say what was wrong with the store, "" if nothing."""
+        bid_us_N = request["bid_time"]
         at_N = np.array([place for place, user in enumerate(users) if user.features is None], np.int64)
         if not len(at_N):
             return self._given(users, bid_us_N), ""
         if self._reads is None:
             return self._given(users, bid_us_N), "store:none"
-        keys, earliest_us = [users[place].user_id for place in at_N], int(bid_us_N[at_N].min())
+        keys = {entity: request[ASKED_BY[entity]][at_N].tolist() for entity in self._entities}
         start_s = time.perf_counter()
         try:
-            rows = await self._reads.read(keys, earliest_us)
+            rows = await self._reads.read(keys, int(bid_us_N[at_N].min()))
         except UnavailableError as error:
             self.counters.reads.labels(error.why).inc()
             return self._given(users, bid_us_N), f"store:{error.why}"
@@ -223,7 +236,7 @@ class Answering:
         return Answer(user_id, probability, source, bool(reasons), reasons, views)
 
 
-def _of_request(users: Sequence[User], bid_us_N: Ints) -> Columns:
+def _of_request(users: Sequence[User], bid_us_N: Ints) -> dict[str, Ints]:
     """The columns of `SAMPLES` that a request itself tells."""
     return {
         "user_id": np.array([user.user_id for user in users], np.int64),

@@ -178,7 +178,7 @@ def train_base(inputs: Inputs, cfg: OcarmConfig, state_dir: Path, *, seed: int) 
     train = inputs.rows["train"]
 
     def loss(module: Any, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        observable = without_views(Observable(*batch[:NUM_OBSERVABLE]), cfg.model.view_dropout)
+        observable = without_views(Observable(*batch[:NUM_OBSERVABLE]), cfg.model.view_dropout, cfg.samples)
         return {"loss": retention_loss(module(observable), batch[-1])}
 
     parts = (*train.observable, train.label_BH)
@@ -194,7 +194,7 @@ def train_joint(
     train = inputs.rows["train"]
 
     def loss(module: Any, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        observable = without_views(Observable(*batch[:NUM_OBSERVABLE]), cfg.model.view_dropout)
+        observable = without_views(Observable(*batch[:NUM_OBSERVABLE]), cfg.model.view_dropout, cfg.samples)
         met = Content(*batch[NUM_OBSERVABLE : NUM_OBSERVABLE + NUM_CONTENT])
         logit_BH, vector_BHD = module.both(observable)
         own_BH = similarities(vector_BHD, module.content_vectors(observable, met))

@@ -35,7 +35,7 @@ from feedworks.ocarm.columns import (
     parallel,
     times,
 )
-from feedworks.ocarm.config import Architecture
+from feedworks.ocarm.config import Architecture, SamplesConfig
 
 SECOND_US = 1_000_000
 HOUR_US = 3600 * SECOND_US
@@ -57,6 +57,10 @@ VIEW_NUMBERS: dict[str, tuple[str, ...]] = {
     ),
     "ad_context": ("num_returns", "last_return_h"),
 }
+# The landing item of the ad, read only where samples have one.
+ITEM_NUMBERS: dict[str, tuple[str, ...]] = {
+    "item_profile": ("item_age_h", "item_num_events_7d", "item_mean_engagement_7d"),
+}
 PROFILE_CODES = {
     column.name: int(column.maximum) + 1
     for column in PROFILES.columns
@@ -65,9 +69,8 @@ PROFILE_CODES = {
 REQUEST_CODES = {"surface": NUM_SURFACES, "hour": 24, "weekday": 7}
 VIEW_CODES: dict[str, tuple[str, ...]] = {"user_profile": tuple(PROFILE_CODES)}
 CODES = REQUEST_CODES | PROFILE_CODES
-NUMBERS = tuple(name for names in VIEW_NUMBERS.values() for name in names)
 # Already between 0 and 1; the other numbers are counts, hours and days, of which the logarithm is taken.
-SHARES = ("mean_engagement_7d",)
+SHARES = ("mean_engagement_7d", "item_mean_engagement_7d")
 HISTORY_NUMBERS, RETURN_NUMBERS, CONTENT_NUMBERS = 3, 2, 2
 
 
@@ -112,7 +115,7 @@ class Observable(NamedTuple):
     """What is known at bid time.
 
     Attributes:
-        number_BP: numbers of `NUMBERS`, 0 where missing, then as many flags that are 1 where missing.
+        number_BP: numbers of `number_names`, 0 where missing, then as many flags that are 1 where missing.
         code_BC: codes of `CODES` moved up by one; 0 where missing.
         ad_item_B: row of the ad's item.
         history_code_BT3: row of the item, category and surface moved up by one; oldest first, padding right.
@@ -152,6 +155,16 @@ class Content(NamedTuple):
     seen_BD: Tensor
 
 
+def view_numbers(samples: SamplesConfig) -> dict[str, tuple[str, ...]]:
+    """What each view that a model reads gives to the row of numbers."""
+    return VIEW_NUMBERS | (ITEM_NUMBERS if samples.landing_item else {})
+
+
+def number_names(samples: SamplesConfig) -> tuple[str, ...]:
+    """The row of numbers."""
+    return tuple(name for names in view_numbers(samples).values() for name in names)
+
+
 def observables(columns: Columns, catalogue: ItemTable, architecture: Architecture) -> Observable:
     """Tensors of what is known at bid time.
 
@@ -166,8 +179,8 @@ def observables(columns: Columns, catalogue: ItemTable, architecture: Architectu
         DataError: a column is missing or holds other values; it is named.
     """
     bid_B = times(columns, "bid_time")
-    number_BP, flag_BP = _profile_numbers(columns, bid_B)
     samples = architecture.samples
+    number_BP, flag_BP = _profile_numbers(columns, bid_B, samples)
     history_code, history_number, history_length = _history(columns, bid_B, catalogue, samples.max_history)
     return_code, return_number, return_length = _returns(columns, bid_B, samples.max_returns)
     return Observable(
@@ -231,28 +244,30 @@ def labels(columns: Columns, horizons: tuple[int, ...]) -> Tensor:
     return _float(np.stack([numbers(columns, label_of(days)) for days in horizons], axis=1))
 
 
-def without_views(observable: Observable, share: float) -> Observable:
+def without_views(observable: Observable, share: float, samples: SamplesConfig) -> Observable:
     """The same with one view missing in about `share` of the rows, drawn from torch's global stream."""
-    views = tuple(VIEW_NUMBERS)
+    views = tuple(view_numbers(samples))
     number_B = observable.ad_item_B
     drop_B = torch.rand(number_B.shape, device=number_B.device) < share
     view_B = torch.randint(len(views), number_B.shape, device=number_B.device)
     for place, view in enumerate(views):
-        observable = _without(observable, view, drop_B & (view_B == place))
+        observable = _without(observable, view, drop_B & (view_B == place), samples)
     return observable
 
 
-def without_view(observable: Observable, view: str) -> Observable:
+def without_view(observable: Observable, view: str, samples: SamplesConfig) -> Observable:
     """The same as if the store had no row of this view for anybody."""
-    return _without(observable, view, torch.ones_like(observable.ad_item_B, dtype=torch.bool))
+    everybody_B = torch.ones_like(observable.ad_item_B, dtype=torch.bool)
+    return _without(observable, view, everybody_B, samples)
 
 
-def _without(observable: Observable, view: str, drop_B: Tensor) -> Observable:
+def _without(observable: Observable, view: str, drop_B: Tensor, samples: SamplesConfig) -> Observable:
     number_BP, code_BC = observable.number_BP.clone(), observable.code_BC.clone()
-    for name in VIEW_NUMBERS[view]:
-        place = NUMBERS.index(name)
+    names = number_names(samples)
+    for name in view_numbers(samples)[view]:
+        place = names.index(name)
         number_BP[:, place] = number_BP[:, place].masked_fill(drop_B, 0)
-        number_BP[:, place + len(NUMBERS)] = number_BP[:, place + len(NUMBERS)].masked_fill(drop_B, 1)
+        number_BP[:, place + len(names)] = number_BP[:, place + len(names)].masked_fill(drop_B, 1)
     for name in VIEW_CODES.get(view, ()):
         place = tuple(CODES).index(name)
         code_BC[:, place] = code_BC[:, place].masked_fill(drop_B, 0)
@@ -264,13 +279,17 @@ def _without(observable: Observable, view: str, drop_B: Tensor) -> Observable:
     return changed
 
 
-def _profile_numbers(columns: Columns, bid_B: IntArray) -> tuple[FloatArray, FloatArray]:
+def _profile_numbers(
+    columns: Columns, bid_B: IntArray, samples: SamplesConfig
+) -> tuple[FloatArray, FloatArray]:
     given = {
         "idle_h": _hours(bid_B, numbers(columns, "aggregated_time")),
         "last_return_h": _hours(bid_B, _last(lists(columns, "return_time", np.int64))),
     }
+    if samples.landing_item:
+        given["item_age_h"] = _hours(bid_B, numbers(columns, "item_counted_time"))
     found = []
-    for name in NUMBERS:
+    for name in number_names(samples):
         value_B = given[name] if name in given else numbers(columns, name)
         found.append(value_B if name in SHARES else np.log1p(np.maximum(value_B, 0)))
     number_BP = np.stack(found, axis=1)

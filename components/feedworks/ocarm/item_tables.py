@@ -47,8 +47,9 @@ class ItemTables:
         daily = _summed(*(np.concatenate(column) for column in zip(*self._parts, strict=True)))
         place_R = np.searchsorted(self._item_I, daily.id_R)
         author_R = self._author_I[place_R]
-        named = {"item_id": daily.id_R, "category": self._category_I[place_R], "author_id": author_R}
-        write_table(ITEM_PROFILE, pa.table(named | _of_the_week(daily)), folder)
+        named = {"item_id": daily.id_R, "item_category": self._category_I[place_R]}
+        named |= {"item_author_id": author_R, "item_counted_time": (daily.day_R + 1) * DAY_US}
+        write_table(ITEM_PROFILE, pa.table(named | _of_the_week(daily, "item_")), folder)
         of_author = _summed(author_R, daily.day_R, daily.count_R, daily.engagement_R)
         named = {"author_id": of_author.id_R, "num_items": _num_items(daily, author_R, of_author)}
         write_table(AUTHOR_PROFILE, pa.table(named | _of_the_week(of_author)), folder)
@@ -62,7 +63,7 @@ def _summed(id_N: IntArray, day_N: IntArray, count_N: IntArray, engagement_N: Fl
     return Daily(id_N[first_R], day_N[first_R], count_R, engagement_R)
 
 
-def _of_the_week(daily: Daily) -> dict[str, pa.Array]:
+def _of_the_week(daily: Daily, prefix: str = "") -> dict[str, pa.Array]:
     # Rows of one id lie together and rise by day, so a place in (id, day) is a place in the rows.
     base = int(daily.day_R.min())
     width = int(daily.day_R.max()) - base + WINDOW_DAYS + 1
@@ -76,8 +77,8 @@ def _of_the_week(daily: Daily) -> dict[str, pa.Array]:
     )
     return {
         "event_time": times((daily.day_R + 1) * DAY_US),
-        "num_events_7d": pa.array(count_R),
-        "mean_engagement_7d": pa.array((engagement_R / count_R).clip(0, 1).astype(np.float32)),
+        f"{prefix}num_events_7d": pa.array(count_R),
+        f"{prefix}mean_engagement_7d": pa.array((engagement_R / count_R).clip(0, 1).astype(np.float32)),
     }
 
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feedworks.contracts.features import SERVICES, STUDENT_SERVICE
+from feedworks.contracts.features import SERVICES, student_service
 from feedworks.contracts.files import read_file
 from feedworks.contracts.retention import OBSERVABLES_FILE, SPLITS, label_of
 from feedworks.errors import DataError
@@ -128,7 +128,8 @@ def audit_labels(observables_dir: Path, cfg: OcarmConfig) -> LabelAudit:
         DataError: the file or a column is missing.
     """
     names = [label_of(days) for days in cfg.samples.horizons]
-    columns = [*REQUEST_COLUMNS, *(c.name for table in SERVICES[STUDENT_SERVICE] for c in table.features)]
+    views = SERVICES[student_service(cfg.samples.landing_item)]
+    columns = [*REQUEST_COLUMNS, *(c.name for table in views for c in table.features)]
     labels = read_file(observables_dir / OBSERVABLES_FILE, ["split", *names])
     counts = tuple(
         _count(labels.filter(pc.equal(labels["split"], split))[name], name, split)

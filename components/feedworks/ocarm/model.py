@@ -29,11 +29,11 @@ from feedworks.ocarm.data import (
     CODES,
     CONTENT_NUMBERS,
     HISTORY_NUMBERS,
-    NUMBERS,
     RETURN_NUMBERS,
     Content,
     ItemTable,
     Observable,
+    number_names,
 )
 
 # As large as what a vector of unit variance adds: a token in which the category drowns is learned late.
@@ -96,7 +96,7 @@ class Observer(nn.Module):
         self.history_norm, self.return_norm, self.ad_norm = (nn.LayerNorm(width) for _ in range(3))
         self.dropout = nn.Dropout(config.dropout)
         self.prior_width = len(CODES) * code
-        self.width = 2 * len(NUMBERS) + self.prior_width + 3 * width
+        self.width = 2 * len(number_names(architecture.samples)) + self.prior_width + 3 * width
 
     def forward(self, observable: Observable) -> Seen:
         """Read the observables into x_u and tokens."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from feedworks.configuration import from_json
-from feedworks.contracts.features import SERVICES, STUDENT_SERVICE
+from feedworks.contracts.features import SERVICES, student_service
 from feedworks.contracts.retention import label_of
 from feedworks.errors import ConfigError, DataError, ModelError
 from feedworks.features.schema import FEATURES_FILE, ServiceSchema
@@ -139,28 +139,31 @@ def read_schema(folder: Path) -> ServiceSchema:
         ModelError: they are not, or features.json is missing or damaged.
     """
     try:
-        return require_student(ServiceSchema.read(folder / FEATURES_FILE).require_servable())
+        schema = ServiceSchema.read(folder / FEATURES_FILE).require_servable()
+        return require_student(schema, read_architecture(folder))
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
     except DataError as error:
         raise ModelError(str(error)) from None
 
 
-def require_student(schema: ServiceSchema) -> ServiceSchema:
-    """The schema itself, where service, views and entities are the student's in the contracts.
+def require_student(schema: ServiceSchema, architecture: Architecture) -> ServiceSchema:
+    """The schema itself, where service, views and entities are in the contracts those of such a student.
 
+    The service with the landing item is for a student that was trained with one, and for no other.
     Columns may be those of an earlier day: stored rows have versions, and the model names what it lacks.
 
     Raises:
         ModelError: they are not; it names the first that is not.
     """
-    if schema.service != STUDENT_SERVICE:
-        raise ModelError(f"{FEATURES_FILE} is of service {schema.service!r}, not of {STUDENT_SERVICE}")
-    entity_of = {table.name: table.entity for table in SERVICES[STUDENT_SERVICE]}
+    service = student_service(architecture.samples.landing_item)
+    if schema.service != service:
+        raise ModelError(f"{FEATURES_FILE} is of service {schema.service!r}, not of {service}")
+    entity_of = {table.name: table.entity for table in SERVICES[service]}
     for view in schema.views:
         if view.name not in entity_of:
             known = ", ".join(entity_of)
-            raise ModelError(f"{FEATURES_FILE}: {STUDENT_SERVICE} has no view {view.name!r}; it has {known}")
+            raise ModelError(f"{FEATURES_FILE}: {service} has no view {view.name!r}; it has {known}")
         if view.entity != entity_of[view.name]:
             expected = entity_of[view.name]
             raise ModelError(f"{FEATURES_FILE}: {view.name} is read by {view.entity!r}, not by {expected}")

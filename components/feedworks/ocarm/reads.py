@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from feedworks.serving.guard import Guard, UnavailableError
@@ -22,9 +22,13 @@ MAX_UNDER_WAY = 2
 
 
 class _Asked(NamedTuple):
-    keys: Sequence[int]
+    keys: Mapping[str, Sequence[int]]
     now_us: int
     rows: asyncio.Future[OnlineRows]
+
+    @property
+    def num_rows(self) -> int:
+        return len(next(iter(self.keys.values())))
 
 
 class Reads:
@@ -41,11 +45,11 @@ class Reads:
         self._waiting: deque[_Asked] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
 
-    async def read(self, keys: Sequence[int], now_us: int) -> OnlineRows:
+    async def read(self, keys: Mapping[str, Sequence[int]], now_us: int) -> OnlineRows:
         """Read the rows of N users.
 
         Args:
-            keys: user ids.
+            keys: N ids by the column of their entity, of the users and, if it is read, of the ads' items.
             now_us: rows are read as of this time or an earlier one.
 
         Raises:
@@ -79,19 +83,19 @@ class Reads:
         """The next requests that still wait; at least one, however many users it has."""
         batch: list[_Asked] = []
         num_keys = 0
-        while self._waiting and (not batch or num_keys + len(self._waiting[0].keys) <= MAX_KEYS):
+        while self._waiting and (not batch or num_keys + self._waiting[0].num_rows <= MAX_KEYS):
             asked = self._waiting.popleft()
             if not asked.rows.done():
                 batch.append(asked)
-                num_keys += len(asked.keys)
+                num_keys += asked.num_rows
         return batch
 
     async def _read(self, batch: list[_Asked]) -> None:
-        keys = [key for asked in batch for key in asked.keys]
+        keys = {name: [key for asked in batch for key in asked.keys[name]] for name in batch[0].keys}
         earliest_us = min(asked.now_us for asked in batch)
         try:
             rows = await self._guard.call(lambda: self._source.read(keys, earliest_us))
-            parts = _split(rows, [len(asked.keys) for asked in batch])
+            parts = _split(rows, [asked.num_rows for asked in batch])
         except Exception as error:
             failure = error if isinstance(error, UnavailableError) else _nonsense(error)
             for asked in batch:

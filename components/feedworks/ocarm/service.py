@@ -208,7 +208,7 @@ def _warm_up_store(schema: ServiceSchema) -> None:
         source = open_features(schema)
         if source is not None:
             with suppress(Exception):  # a store that is gone now may be back for the first request
-                await source.read([0], time.time_ns() // 1000)
+                await source.read({view.entity: [0] for view in schema.views}, time.time_ns() // 1000)
             await source.close()
 
     with ThreadPoolExecutor(max_workers=1) as thread:  # there may be a loop in this one

@@ -79,7 +79,7 @@ def train_teacher(
     train, valid = inputs.rows["train"], inputs.rows["valid"]
 
     def loss(module: Any, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        observable = without_views(Observable(*batch[:NUM_OBSERVABLE]), cfg.model.view_dropout)
+        observable = without_views(Observable(*batch[:NUM_OBSERVABLE]), cfg.model.view_dropout, cfg.samples)
         met = Content(*batch[NUM_OBSERVABLE : NUM_OBSERVABLE + NUM_CONTENT])
         return {"loss": retention_loss(module(observable, met), batch[-1])}
 
@@ -188,7 +188,7 @@ def _student_terms(
     module: Any, batch: tuple[Tensor, ...], *, cfg: OcarmConfig, weight: float, logit_weight: float
 ) -> dict[str, Tensor]:
     """L_stage2 and its parts; a batch is observables, labels and, where there is a table, e_c and logits."""
-    observable = without_views(Observable(*batch[:NUM_OBSERVABLE]), cfg.model.view_dropout)
+    observable = without_views(Observable(*batch[:NUM_OBSERVABLE]), cfg.model.view_dropout, cfg.samples)
     label_BH, *table = batch[NUM_OBSERVABLE:]
     logit_BH, vector_BHD = module.both(observable)
     retention = retention_loss(logit_BH, label_BH)

@@ -121,7 +121,8 @@ def check_columns(student: Path, observables: Path) -> Check:
     """What the student reads must stand in the contracts and be known at bid time; so must its table."""
     name = "columns"
     try:
-        schema = require_student(ServiceSchema.read(student / FEATURES_FILE).require_servable())
+        schema = ServiceSchema.read(student / FEATURES_FILE).require_servable()
+        require_student(schema, read_architecture(student))
     except FeedworksError as error:
         return Check(name, False, str(error))
     known = {

@@ -23,8 +23,8 @@ from feedworks.contracts.features import (
     ONBOARDING,
     PARALLEL_LISTS,
     SERVICES,
-    STUDENT_SERVICE,
     FeatureTable,
+    student_service,
 )
 from feedworks.contracts.files import read_file, read_table
 from feedworks.contracts.retention import CONTENT_FILE, HORIZONS, OBSERVABLES_FILE, SAMPLES, SPLITS, label_of
@@ -119,7 +119,7 @@ def audit_times(
     """
     table = read_file(observables_dir / OBSERVABLES_FILE)
     lacking = [
-        name for name in (*SAMPLES.schema.names, *_observable_times()) if name not in table.column_names
+        name for name in (*SAMPLES.schema.names, *_observable_times(cfg)) if name not in table.column_names
     ]
     if lacking:
         raise DataError(
@@ -223,13 +223,13 @@ def _audit_observables(rules: _Rules, table: pa.Table, cfg: SamplesConfig) -> No
         + (f" ({', '.join(leaked)})" if leaked else ""),
         np.full(len(table), not leaked),
     )
-    foreign = sorted(set(table.column_names) - {*SAMPLES.schema.names, *_observable_columns(), *leaked})
+    foreign = sorted(set(table.column_names) - {*SAMPLES.schema.names, *_observable_columns(cfg), *leaked})
     rules.add(
-        f"no column besides those of the samples and of {STUDENT_SERVICE}"
+        f"no column besides those of the samples and of {student_service(cfg.landing_item)}"
         + (f" ({', '.join(foreign)})" if foreign else ""),
         np.full(len(table), not foreign),
     )
-    for view in SERVICES[STUDENT_SERVICE]:
+    for view in _views(cfg):
         _audit_untimed(rules, table, view)
     bid_N = _micros(table["bid_time"])
     lapsed_N = _micros(table["content_start"]) - round(cfg.idle_days * DAY_US)
@@ -311,13 +311,17 @@ def _result(check: AuditCheck) -> str:
     return "passed" if check.num_rows else "no row has it"
 
 
-def _observable_columns() -> Iterator[str]:
-    for table in SERVICES[STUDENT_SERVICE]:
+def _views(cfg: SamplesConfig) -> tuple[FeatureTable, ...]:
+    return SERVICES[student_service(cfg.landing_item)]
+
+
+def _observable_columns(cfg: SamplesConfig) -> Iterator[str]:
+    for table in _views(cfg):
         yield from (column.name for column in table.features)
 
 
-def _observable_times() -> Iterator[str]:
-    yield from (name for name in _observable_columns() if name.endswith("_time"))
+def _observable_times(cfg: SamplesConfig) -> Iterator[str]:
+    yield from (name for name in _observable_columns(cfg) if name.endswith("_time"))
 
 
 def _time_columns(table: pa.Table) -> Sequence[str]:

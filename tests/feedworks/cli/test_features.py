@@ -101,6 +101,20 @@ def test_lists_and_nulls_are_printed(repo: Path, features: Features) -> None:
     assert values["return_surface"] == [1, 2]
 
 
+def test_a_service_of_two_entities_is_read_by_both(repo: Path, features: Features) -> None:
+    features("apply")
+    features("materialize", "2024-05-01", "2024-05-02", "--view", "ad_context")
+    found = features("get", "ocarm_student_v2", "1:7", "--at", "2024-05-03").output.splitlines()
+    row = json.loads(next(line for line in found if line.startswith("{")))
+    assert (row["user_id"], row["item_id"]) == (1, 7)
+    assert (row["views"]["ad_context"]["status"], row["views"]["item_profile"]["status"]) == (
+        "fresh",
+        "missing",
+    )
+    error = features("get", "ocarm_student_v2", "1", raises=ConfigError).exception
+    assert "key 1: ocarm_student_v2 reads by user_id:item_id" in str(error)
+
+
 def test_apply_takes_the_folder_of_the_tables(repo: Path, features: Features, tmp_path: Path) -> None:
     tables = (repo / "data" / "tables").rename(tmp_path / "elsewhere")
     features("apply", "--tables", str(tables))
@@ -144,7 +158,7 @@ def test_onboarding_that_would_be_served_is_told(repo: Path, features: Features)
 
 def test_what_is_not_there_is_named_and_is_no_error(repo: Path, features: Features) -> None:
     said = features("validate").output
-    assert "7 views and 3 services are sound" in said
+    assert "7 views and 5 services are sound" in said
     assert "not in " in said
     assert "live_stream" in said
 
@@ -155,7 +169,7 @@ def test_what_is_not_there_is_named_and_is_no_error(repo: Path, features: Featur
         (("materialize", "yesterday", "2024-05-02"), "'yesterday' is no time; ISO 8601"),
         (("materialize", "2024-05-01"), "Missing argument 'END'"),
         (("get", "ocarm_student_v1"), "Missing argument 'KEYS...'"),
-        (("get", "ocarm_student_v1", "me"), "'me' is not a valid integer"),
+        (("get", "ocarm_student_v1", "me"), "'me' is no id"),
         (
             ("get", "ocarm_student_v1", "7", "12345678901234567890"),
             "12345678901234567890 is not in the range",

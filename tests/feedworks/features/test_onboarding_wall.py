@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from feedworks.contracts.features import ONBOARDING, STUDENT_SERVICE, TEACHER_SERVICE
+from feedworks.contracts.features import (
+    ONBOARDING,
+    STUDENT_ITEM_SERVICE,
+    STUDENT_SERVICE,
+    TEACHER_ITEM_SERVICE,
+    TEACHER_SERVICE,
+)
 from feedworks.errors import ConfigError, DataError, ModelError
 from feedworks.features.lookup import lookup
 from feedworks.features.push import stream_table
@@ -34,27 +40,31 @@ def test_no_online_store_holds_it(form: str, request: pytest.FixtureRequest) -> 
     folder = request.getfixturevalue(form)
     apply(folder)
     frame = table_of(ONBOARDING, [1], [START]).to_pandas()
-    asked = [{"user_id": 1}]
+    asked = [{"user_id": 1, "item_id": 2}]
     with open_store(folder) as store:
         with pytest.raises(ConfigError, match="onboarding is for training only"):
             store.write_to_online_store(ONBOARDING.name, df=frame)
         with pytest.raises(ConfigError, match="onboarding is for training only"):
             store.get_online_features(features=["onboarding:content_item"], entity_rows=asked)
-        service = store.get_feature_service(TEACHER_SERVICE)
-        with pytest.raises(ConfigError, match="onboarding is for training only"):
-            store.get_online_features(features=service, entity_rows=asked)
-        student = store.get_feature_service(STUDENT_SERVICE)
-        answer = store.get_online_features(features=student, entity_rows=asked).to_dict()
-    assert not set(answer) & training_only_columns()
+        for name in (TEACHER_SERVICE, TEACHER_ITEM_SERVICE):
+            service = store.get_feature_service(name)
+            with pytest.raises(ConfigError, match="onboarding is for training only"):
+                store.get_online_features(features=service, entity_rows=asked)
+        for name in (STUDENT_SERVICE, STUDENT_ITEM_SERVICE):
+            student = store.get_feature_service(name)
+            answer = store.get_online_features(features=student, entity_rows=asked).to_dict()
+            assert len(answer) > len(asked[0])
+            assert not set(answer) & training_only_columns()
 
 
 @pytest.mark.parametrize("url", ["packed+redis://127.0.0.1:1/0", "feast:///nowhere"])
-def test_no_source_of_a_service_opens_for_it(url: str) -> None:
-    schema = ServiceSchema.of(TEACHER_SERVICE)
+@pytest.mark.parametrize("service", [TEACHER_SERVICE, TEACHER_ITEM_SERVICE])
+def test_no_source_of_a_service_opens_for_it(url: str, service: str) -> None:
+    schema = ServiceSchema.of(service)
     with pytest.raises(ModelError, match=r"onboarding.content_item"):
         open_source(url, schema)
     with pytest.raises(ModelError, match=r"onboarding.content_item"):
-        list(lookup(url, schema, [1], _now()))
+        list(lookup(url, schema, [[1]], _now()))
 
 
 def test_it_takes_no_pushes() -> None:

@@ -202,8 +202,27 @@ def test_many_reads_at_once_share_the_connections(server, client):
 def test_addresses_and_schemas_that_cannot_be_served():
     with pytest.raises(ConfigError, match=r"http://x.*packed\+redis"):
         open_source("http://x", SCHEMA)
-    two = ServiceSchema(
-        service="two", views=(view("a", 1, x="int64"), view("b", 1, entity="item_id", y="int64"))
-    )
-    with pytest.raises(ConfigError, match="item_id, user_id"):
-        open_source("packed+redis://127.0.0.1:1/0", two)
+
+
+TWO = ServiceSchema(
+    service="two", views=(view("a", 60, x="int64"), view("b", 60, entity="item_id", y="int64"))
+)
+
+
+def test_rows_of_two_entities_come_by_one_command(server, client):
+    put(client, layout_of(TWO.views[0]), 1, [10], 5)
+    put(client, layout_of(TWO.views[1]), 1, [20], 5)
+    put(client, layout_of(TWO.views[1]), 7, [70], 61)
+    before = client.info("commandstats").get("cmdstat_mget", {"calls": 0})["calls"]
+    rows = read(server, {"user_id": [1, 1, 2], "item_id": [7, -1, 1]}, schema=TWO)
+    assert client.info("commandstats")["cmdstat_mget"]["calls"] == before + 1
+    assert rows.columns["x"].tolist() == [10, 10, 0]
+    assert rows.columns["y"].tolist() == [0, 0, 20]
+    assert rows.status["b"].tolist() == [STALE, MISSING, FRESH]
+
+
+@pytest.mark.parametrize("keys", [[1], {"user_id": [1]}, {"user_id": [1, 2], "item_id": [1]}])
+def test_ids_of_every_entity_are_needed(keys):
+    source = open_source("packed+redis://127.0.0.1:1/0", TWO)
+    with pytest.raises(ConfigError, match="read by user_id and item_id; give as many ids of each"):
+        asyncio.run(source.read(keys, NOW_US))

@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 from feedworks.contracts.features import (
     AD_CONTEXT,
     INTERACTION_AGGREGATES,
+    ITEM_PROFILE,
     ONBOARDING,
     SERVICES,
+    STUDENT_ITEM_SERVICE,
     STUDENT_SERVICE,
+    TEACHER_ITEM_SERVICE,
     TEACHER_SERVICE,
     USER_PROFILE,
     FeatureTable,
@@ -155,7 +158,9 @@ def test_the_join_is_the_definition(
         assert found.select(names).to_pylist() == expected
 
 
-def write_samples(folder: Path, users: list[int], bid_us: list[int]) -> None:
+def write_samples(
+    folder: Path, users: list[int], bid_us: list[int], items: list[int | None] | None = None
+) -> None:
     num_rows = len(users)
     start = [each + SECOND for each in bid_us]
     columns = {
@@ -163,6 +168,7 @@ def write_samples(folder: Path, users: list[int], bid_us: list[int]) -> None:
         "user_id": users,
         "bid_time": times(bid_us),
         "surface": np.zeros(num_rows, np.int64),
+        "ad_item": pa.array(items or [None] * num_rows, pa.int64()),
         "content_start": times(start),
         "content_end": times([each + DAY for each in start]),
         "label_start": times([each + DAY for each in start]),
@@ -218,6 +224,20 @@ def test_content_stands_apart_as_of_the_end_of_its_window(folders: Path) -> None
     # What the second user met became known a second after the end of the window.
     assert table["content_item"].is_valid().to_pylist() == [True, False, False]
     assert ServiceSchema.read(folders / "content") == ServiceSchema.of(TEACHER_SERVICE)
+
+
+def test_the_landing_item_is_read_as_of_the_bid_and_not_a_microsecond_later(folders: Path) -> None:
+    bid_us, ttl_us = START + DAY, ITEM_PROFILE.ttl_s * SECOND
+    write_samples(folders / "samples", [1, 2, 3, 1, 2, 3], [bid_us] * 6, [10, 11, 12, 13, 14, None])
+    at = [bid_us, bid_us + 1, bid_us + SECOND, bid_us - ttl_us, bid_us - ttl_us - 1]
+    write(ITEM_PROFILE, folders / "tables", range(10, 15), at, item_num_events_7d=range(5))
+    built = build(folders)
+    table = pq.read_table(folders / "observables" / "observables.parquet")
+    assert table.column_names == [*SAMPLES.schema.names, *ServiceSchema.of(STUDENT_ITEM_SERVICE).columns]
+    assert table["item_num_events_7d"].to_pylist() == [0, None, None, 3, None, None]
+    assert table["history_item"].is_valid().to_pylist() == [True, True, False] * 2
+    assert built.num_missing["item_profile"] == pytest.approx(4 / 6)
+    assert ServiceSchema.read(folders / "content") == ServiceSchema.of(TEACHER_ITEM_SERVICE)
 
 
 def test_what_the_student_opens_names_no_column_of_the_content(folders: Path) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 
 from feedworks.configuration import to_json
-from feedworks.contracts.features import STUDENT_SERVICE, TEACHER_SERVICE
+from feedworks.contracts.features import STUDENT_ITEM_SERVICE, STUDENT_SERVICE, TEACHER_SERVICE
 from feedworks.contracts.retention import SAMPLES
 from feedworks.features.reading import FRESH, MISSING, STALE, OnlineRows
 from feedworks.features.schema import FeatureSchema, ServiceSchema
@@ -26,6 +26,8 @@ from feedworks.training.checkpoint import save_model
 from . import toy
 
 SCHEMA = ServiceSchema.of(STUDENT_SERVICE)
+ITEM_SCHEMA = ServiceSchema.of(STUDENT_ITEM_SERVICE)
+WITH_ITEM = toy.settings("samples.landing_item=true")
 METRICS = {
     "test/student/lt1/auc": 0.7,
     "test/student/lt1/auc/ci_low": 0.6,
@@ -34,20 +36,23 @@ METRICS = {
 NUM_ROWS = 120
 
 
-def write_observables(folder: Path, *, num_rows: int = NUM_ROWS, drop: Sequence[str] = ()) -> Path:
+def write_observables(
+    folder: Path, *, num_rows: int = NUM_ROWS, drop: Sequence[str] = (), schema: ServiceSchema = SCHEMA
+) -> Path:
     """What the student was trained on; `drop` names views that no row has."""
     folder.mkdir(parents=True, exist_ok=True)
     items = toy.catalogue()
     items.write(folder)
-    SCHEMA.write(folder)
+    schema.write(folder)
     columns = toy.columns(num_rows, items)
     rng = np.random.default_rng(1)
     columns |= {"content_end": columns["label_start"], "lt1": rng.integers(2, size=num_rows)}
     columns |= {"lt7": rng.integers(8, size=num_rows) / 7, "lt30": [None] * num_rows}
     columns |= {"split": ["train"] * (num_rows - 20) + ["test"] * 20, "profile_time": [0] * num_rows}
-    missing = {feature.name for view in SCHEMA.views if view.name in drop for feature in view.features}
+    columns |= {"item_category": [0] * num_rows, "item_author_id": [0] * num_rows}
+    missing = {feature.name for view in schema.views if view.name in drop for feature in view.features}
     fields = [(column.name, column.type) for column in SAMPLES.columns]
-    fields += [(feature.name, feature.arrow_type) for view in SCHEMA.views for feature in view.features]
+    fields += [(feature.name, feature.arrow_type) for view in schema.views for feature in view.features]
     table = {
         name: _array([None] * num_rows if name in missing else columns[name], type_) for name, type_ in fields
     }
@@ -65,35 +70,48 @@ def write_teacher(folder: Path, *, seed: int = 1) -> Path:
     return _write_model(folder, Teacher, seed, ServiceSchema.of(TEACHER_SERVICE))
 
 
-def write_model_package(folder: Path, *, seed: int = 0, drop: Sequence[str] = ()) -> Path:
+def write_model_package(
+    folder: Path, *, seed: int = 0, drop: Sequence[str] = (), schema: ServiceSchema = SCHEMA
+) -> Path:
     """The packaged student; its parts lie beside it."""
     parts = folder.parent / f"{folder.name}-parts"
-    student = write_student(parts / "student", seed=seed)
-    observables = write_observables(parts / "observables", drop=drop)
+    student = write_student(parts / "student", seed=seed, schema=schema)
+    observables = write_observables(parts / "observables", drop=drop, schema=schema)
     with atomic_folder(folder) as new:
         write_package(new, student, observables, resolve("tiny"), METRICS)
     return folder
 
 
 class MemorySource:
-    """Features in a dictionary; slow, gone or wrong as it is told."""
+    """Features in a dictionary, `items` those of items; slow, gone or wrong as it is told."""
 
-    def __init__(self, rows: Mapping[int, Mapping[str, Mapping[str, Any]]], time_us: int) -> None:
+    def __init__(
+        self,
+        rows: Mapping[int, Mapping[str, Mapping[str, Any]]],
+        time_us: int,
+        *,
+        items: Mapping[int, Mapping[str, Mapping[str, Any]]] | None = None,
+        schema: ServiceSchema = SCHEMA,
+    ) -> None:
         self.rows = rows
+        self.items = items or {}
+        self.schema = schema
         self.time_us = time_us
         self.wait_s = 0.0
         self.error: Exception | None = None
         self.reads = 0
         self.closed = False
 
-    async def read(self, keys: Sequence[int], now_us: int) -> OnlineRows:
+    async def read(self, keys: Mapping[str, Sequence[int]], now_us: int) -> OnlineRows:
         self.reads += 1
         await asyncio.sleep(self.wait_s)
         if self.error is not None:
             raise self.error
         found = OnlineRows({}, {}, {}, {})
-        for view in SCHEMA.views:
-            rows = [self.rows.get(key, {}).get(view.name) for key in keys]
+        assert set(keys) == {view.entity for view in self.schema.views}
+        for view in self.schema.views:
+            known = self.items if view.entity == "item_id" else self.rows
+            rows = [known.get(key, {}).get(view.name) for key in keys[view.entity]]
             age_us = now_us - self.time_us
             state = STALE if age_us > view.ttl_s * 1_000_000 else FRESH
             status = np.array([MISSING if row is None else state for row in rows], np.uint8)
@@ -136,7 +154,7 @@ def as_json(row: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _write_model(folder: Path, kind: type[Student] | type[Teacher], seed: int, schema: ServiceSchema) -> Path:
     torch.manual_seed(seed)
-    model = kind(toy.architecture())
+    model = kind(toy.architecture(WITH_ITEM if schema == ITEM_SCHEMA else None))
     filled(model, toy.catalogue())
     save_model(folder, model, to_json(model.architecture), {"history": []})
     schema.write(folder)

@@ -9,14 +9,29 @@ import pyarrow as pa
 import pytest
 import torch
 
-from feedworks.contracts.features import AD_CONTEXT, INTERACTION_AGGREGATES, USER_PROFILE
+from feedworks.contracts.features import (
+    AD_CONTEXT,
+    INTERACTION_AGGREGATES,
+    ITEM_PROFILE,
+    USER_PROFILE,
+)
 from feedworks.errors import DataError
 from feedworks.ocarm import data
-from feedworks.ocarm.data import CODES, DAY_US, HOUR_US, NUMBERS, VIEW_NUMBERS, content, labels, observables
+from feedworks.ocarm.data import (
+    CODES,
+    DAY_US,
+    HOUR_US,
+    content,
+    labels,
+    number_names,
+    observables,
+    view_numbers,
+)
 
 from . import toy
 
-VIEWS = {table.name: table for table in (USER_PROFILE, INTERACTION_AGGREGATES, AD_CONTEXT)}
+VIEWS = {table.name: table for table in (USER_PROFILE, INTERACTION_AGGREGATES, AD_CONTEXT, ITEM_PROFILE)}
+WITH_ITEM = toy.settings("samples.landing_item=true")
 
 
 def test_arrow_numpy_and_plain_columns_are_the_same() -> None:
@@ -52,7 +67,7 @@ def test_what_is_relative_to_the_request_is_computed_from_bid_time() -> None:
         columns[f"history_{name}"] = [[1], [], None, [1]]
     found = observables(columns, items, architecture)
     assert found.code_BC[0, :3].tolist()[1:] == [5 + 1, 4 + 1]
-    idle = NUMBERS.index("idle_h")
+    idle = number_names(architecture.samples).index("idle_h")
     torch.testing.assert_close(found.number_BP[:, idle], torch.full((4,), 48.0).log1p())
     assert found.history_length_B.tolist() == [1, 0, 0, 1]
     torch.testing.assert_close(found.history_number_BT3[:, 0, 1], torch.tensor([7.0, 0, 0, 0]).log1p())
@@ -94,11 +109,11 @@ def test_unknown_items_and_codes_are_row_0() -> None:
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_dropped_view_is_a_view_of_nulls(view: str) -> None:
-    items, architecture = toy.catalogue(), toy.architecture()
+    items, architecture = toy.catalogue(), toy.architecture(WITH_ITEM)
     columns = toy.columns(8, items)
     blank = columns | {column.name: [None] * 8 for column in VIEWS[view].features if column.name in columns}
     before, after = (observables(given, items, architecture) for given in (columns, blank))
-    dropped = data.without_view(before, view)
+    dropped = data.without_view(before, view, WITH_ITEM.samples)
     assert torch.equal(dropped.number_BP, after.number_BP)
     assert torch.equal(dropped.code_BC, after.code_BC)
     assert torch.equal(dropped.history_length_B, after.history_length_B)
@@ -107,13 +122,14 @@ def test_a_dropped_view_is_a_view_of_nulls(view: str) -> None:
 
 
 def test_every_column_of_the_service_is_read_or_known_to_be_left_out() -> None:
-    items, architecture = toy.catalogue(), toy.architecture()
+    items, architecture = toy.catalogue(), toy.architecture(WITH_ITEM)
     columns = toy.columns(4, items)
-    columns["profile_time"] = [None] * 4
+    left_out = ("profile_time", "item_category", "item_author_id")  # the catalogue knows the item's category
+    columns |= {name: [None] * 4 for name in left_out}
     for table in VIEWS.values():
         for column in table.features:
             del (given := dict(columns))[column.name]
-            if column.name == "profile_time":
+            if column.name in left_out:
                 observables(given, items, architecture)
                 continue
             with pytest.raises(DataError, match=f"column {column.name} is missing"):
@@ -121,14 +137,16 @@ def test_every_column_of_the_service_is_read_or_known_to_be_left_out() -> None:
 
 
 def test_views_are_dropped_in_a_share_of_the_rows() -> None:
-    items = toy.catalogue()
-    before = observables(toy.columns(4000, items), items, toy.architecture())
+    items, samples = toy.catalogue(), WITH_ITEM.samples
+    before = observables(toy.columns(4000, items), items, toy.architecture(WITH_ITEM))
     torch.manual_seed(0)
-    after = data.without_views(before, 0.3)
+    after = data.without_views(before, 0.3, samples)
     lost = ((after.number_BP != before.number_BP).any(dim=1)).float().mean()
     assert 0.27 < lost < 0.33
-    assert all(torch.equal(a, b) for a, b in zip(before, data.without_views(before, 0.0), strict=True))
-    assert set(VIEW_NUMBERS) == set(VIEWS)
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, data.without_views(before, 0.0, samples), strict=True)
+    )
+    assert set(view_numbers(samples)) == set(VIEWS)
 
 
 def test_content_is_cut_into_days_and_the_first_of_each_are_kept() -> None:

@@ -33,7 +33,7 @@ def test_every_row_counts_the_week_before_it(
     tables.write(tmp_path)
     items = read_table(CATALOGUE, data, ["item_id", "author_id", "category"]).to_pandas()
     log = read_table(EVENTS, data).to_pandas().merge(items, on="item_id")
-    for table, entity in ((ITEM_PROFILE, "item_id"), (AUTHOR_PROFILE, "author_id")):
+    for table, entity, prefix in ((ITEM_PROFILE, "item_id", "item_"), (AUTHOR_PROFILE, "author_id", "")):
         rows = read_table(table, tmp_path).to_pandas()
         days = log[[entity]].assign(day=log.event_time.dt.floor("D")).drop_duplicates()
         assert len(rows) == len(days)
@@ -41,10 +41,12 @@ def test_every_row_counts_the_week_before_it(
         for row in rows.iloc[:: max(1, len(rows) // 150)].itertuples():
             known = log[(log[entity] == getattr(row, entity)) & (log.event_time < row.event_time)]
             week = known[known.event_time >= row.event_time - timedelta(days=7)]
-            assert row.num_events_7d == len(week) > 0
-            assert row.mean_engagement_7d == pytest.approx(week.engagement.mean(), abs=1e-6)
+            count, liked = f"{prefix}num_events_7d", f"{prefix}mean_engagement_7d"
+            assert getattr(row, count) == len(week) > 0
+            assert getattr(row, liked) == pytest.approx(week.engagement.mean(), abs=1e-6)
             if entity == "author_id":
                 assert row.num_items == known.item_id.nunique()
-            else:
-                assert (row.author_id, row.category) == (week.author_id.iloc[0], week.category.iloc[0])
+                continue
+            assert (row.item_author_id, row.item_category) == (week.author_id.iloc[0], week.category.iloc[0])
+            assert row.item_counted_time == row.event_time.value // 1000
     assert rows.event_time.min() > pd.Timestamp(datetime(2000, 1, 1, tzinfo=UTC))

@@ -161,7 +161,7 @@ def test_the_teacher_uses_content_and_the_number_of_items(
 def test_nothing_at_all_is_known_of_a_user(given: tuple[Architecture, Observable, Content]) -> None:
     architecture, observable, _ = given
     for view in ("user_profile", "interaction_aggregates", "ad_context"):
-        observable = without_view(observable, view)
+        observable = without_view(observable, view, toy.settings().samples)
     model = student(architecture)
     assert model(observable).isfinite().all()
     torch.testing.assert_close(model(observable)[1:2], model(Observable(*(x[1:2] for x in observable))))
@@ -172,7 +172,7 @@ def test_a_missing_view_has_no_influence_by_what_it_held(
 ) -> None:
     architecture, observable, _ = given
     model = student(architecture)
-    dropped = without_view(observable, "interaction_aggregates")
+    dropped = without_view(observable, "interaction_aggregates", toy.settings().samples)
     held = dropped._replace(
         history_code_BT3=torch.ones_like(dropped.history_code_BT3),
         history_number_BT3=torch.full_like(dropped.history_number_BT3, torch.nan),

@@ -174,6 +174,7 @@ def sealed_again(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"service": "ocarm_student_v2"}, "is of service 'ocarm_student_v2', not of ocarm_student_v1"),
         ({"service": "live_stream_v1"}, "is of service 'live_stream_v1', not of ocarm_student_v1"),
         ({"name": "user_profile_v2"}, "ocarm_student_v1 has no view 'user_profile_v2'; it has user_profile"),
         ({"name": "item_profile"}, "ocarm_student_v1 has no view 'item_profile'"),

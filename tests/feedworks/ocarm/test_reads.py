@@ -24,7 +24,7 @@ def reading(source: served.MemorySource, **options) -> Reads:
 
 async def why(reads: Reads, key: int) -> str:
     try:
-        await reads.read([key], ROW_US)
+        await reads.read({"user_id": [key]}, ROW_US)
     except UnavailableError as error:
         return error.why
     return "ok"
@@ -36,7 +36,7 @@ def test_requests_at_once_share_reads_and_get_their_own_rows():
 
     async def run() -> None:
         reads = reading(source)
-        asked = [[100 + place % 20, 100 + place % 7] for place in range(60)]
+        asked = [{"user_id": [100 + place % 20, 100 + place % 7]} for place in range(60)]
         found = await asyncio.gather(*(reads.read(keys, ROW_US + place) for place, keys in enumerate(asked)))
         for keys, rows in zip(asked, found, strict=True):
             alone = await source.read(keys, ROW_US)
@@ -56,15 +56,15 @@ def test_a_read_stays_small():
     read = source.read
 
     async def counted(keys, now_us):
-        sizes.append(len(keys))
+        sizes.append(len(keys["user_id"]))
         return await read(keys, now_us)
 
     source.read, source.wait_s = counted, 0.01
 
     async def run() -> None:
         reads = reading(source)
-        await asyncio.gather(*(reads.read([100] * 200, ROW_US) for _ in range(9)))
-        await reads.read([100] * (MAX_KEYS + 1), ROW_US)  # a request is never cut
+        await asyncio.gather(*(reads.read({"user_id": [100] * 200}, ROW_US) for _ in range(9)))
+        await reads.read({"user_id": [100] * (MAX_KEYS + 1)}, ROW_US)  # a request is never cut
 
     asyncio.run(run())
     assert max(sizes[:-1]) <= MAX_KEYS < sizes[-1]

@@ -23,8 +23,12 @@ def catalogue(seed: int = 0) -> ItemTable:
     return ItemTable(item_id, rng.integers(8, size=NUM_ITEMS), vector)
 
 
+def settings(*overrides: str) -> OcarmConfig:
+    return resolve("tiny", ["samples.content_days=3", "samples.horizons=1,7", *overrides])
+
+
 def architecture(config: OcarmConfig | None = None) -> Architecture:
-    config = config or resolve("tiny", ["samples.content_days=3", "samples.horizons=1,7"])
+    config = config or settings()
     sizes = Sizes(num_items=NUM_ITEMS + 1, vector_width=VECTOR_WIDTH)
     return Architecture(model=config.model, samples=config.samples, sizes=sizes)
 
@@ -58,6 +62,10 @@ def columns(num_rows: int, items: ItemTable, days: int = 3, seed: int = 0) -> di
     found["return_time"] = [
         np.sort(at - rng.integers(9 * DAY_US, size=n)) for at, n in zip(bid, length, strict=True)
     ]
+    item_rng = np.random.default_rng([seed, 1])
+    found["item_num_events_7d"] = item_rng.integers(1, 90, size=num_rows)
+    found["item_mean_engagement_7d"] = item_rng.uniform(size=num_rows)
+    found["item_counted_time"] = bid - item_rng.integers(9 * DAY_US, size=num_rows)
     for name in found:
         if name.startswith(("history_", "content_")) and name != "content_start":
             found[name][0] = found[name][0][:0]
