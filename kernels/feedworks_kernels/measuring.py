@@ -28,6 +28,7 @@ _WARMUP = 3
 _TURN_S = 1e-3
 # Below this a GPU waits for Python between calls: many calls become one CUDA graph.
 _SHORT_S = 3e-4
+_SLOW_S = 0.1
 # A replay takes about this long, beside which waiting for it is nothing.
 _REPLAY_S = 4e-3
 _MOST_CALLS = 1000
@@ -148,9 +149,10 @@ def captured(calls: Sequence[Call]) -> tuple[torch.cuda.CUDAGraph, int]:
 def _lane(calls: Sequence[Call], device: str) -> _Lane:
     """Warm a provider up and settle how many calls make one turn."""
     if device == "cuda":
-        for _ in range(_WARMUP):
-            for call in calls:
-                call()
+        if _elapsed_s(calls) < _SLOW_S:  # a slow call is warm after one
+            for _ in range(_WARMUP):
+                for call in calls:
+                    call()
         if _elapsed_s(calls) < _SHORT_S * len(calls):
             try:
                 graph, num_calls = captured(calls)
@@ -163,7 +165,7 @@ def _lane(calls: Sequence[Call], device: str) -> _Lane:
     start_s = time.perf_counter()
     calls[-1]()
     once_s = time.perf_counter() - start_s
-    if once_s < 0.1:  # a slow call is warm after two
+    if once_s < _SLOW_S:
         for call in calls:
             call()
     num_calls = max(1, min(_MOST_CALLS, round(_TURN_S / (once_s + 1e-9))))

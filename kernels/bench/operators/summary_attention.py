@@ -135,6 +135,8 @@ def _flex(case: Case, prepare: _Prepare) -> list[Provider]:
     absent = _ragged(case)
     if case.device == "cpu" and case.mode == "backward":
         absent = "FlexAttention has no gradient on a CPU"
+    # Half the time of a round goes into what need not be asked again.
+    endless = "to 32 Ki rows alone" if case.mode == "backward" and case.sizes["T"] > 1 << 15 else ""
     # A compilation takes a CPU ten seconds.
     is_short = case.device == "cpu" and compiled and case.sizes["T"] < 1 << 14
     rare = "on a CPU only at 16 Ki rows" if is_short else ""
@@ -144,7 +146,7 @@ def _flex(case: Case, prepare: _Prepare) -> list[Provider]:
     )
     return [
         Provider("flex_separate", separate, absent, read=_read_separate),
-        Provider("flex_interleaved", joint, absent, read=_read_interleaved),
+        Provider("flex_interleaved", joint, absent or endless, read=_read_interleaved),
         Provider("flex_window", near, absent or rare, computes="the raw window alone, no summaries"),
     ]
 
