@@ -148,7 +148,7 @@ class Operator(ABC):
         call = ours.bind(inputs)
         first, again = (_read(ours, inputs, call()) for _ in range(2))
         return [
-            (case.mode, self.error(case, inputs, first), self.tolerance(case)),
+            (case.mode, self.error_of(case, ours, inputs), self.tolerance(case)),
             (f"{case.mode}, repeated", difference(first, again), self.repeat_tolerance(case)),
         ]
 

@@ -102,6 +102,21 @@ def test_a_wrong_beam_is_seen(part):
     assert beam_step.OPERATOR.error(case, inputs, result._replace(**{part: changed})) > 1e-3
 
 
+@pytest.mark.parametrize("change", ["score", "path", "twice", "fewer"])
+def test_a_wrong_search_is_seen(change):
+    case = Case("beam_step", "search", "", {"K": 9, "C": 16, "items": 500}, "fp32", "cpu")
+    inputs = beam_step.OPERATOR.inputs(case, 1)._replace(by_prefix=True)
+    found = beam_step.OPERATOR.providers(case)[0].bind(inputs)()
+    assert beam_step.OPERATOR.error(case, inputs, found) < 1e-5
+    wrong = {
+        "score": found._replace(score_W=found.score_W + 0.01),
+        "path": found._replace(sid_WL=(found.sid_WL + 1) % 16),
+        "twice": found._replace(sid_WL=found.sid_WL[[0, 0, *range(2, 9)]]),
+        "fewer": found._replace(sid_WL=found.sid_WL[:8], score_W=found.score_W[:8]),
+    }
+    assert beam_step.OPERATOR.error(case, inputs, wrong[change]) > 1e-3
+
+
 def test_work_by_hand():
     sizes = {"B": 100, "R": 2, "U": 30, "I": 10, "N": 5}
     case = Case("user_item_linear", "forward", "", sizes, "bf16", "cpu")

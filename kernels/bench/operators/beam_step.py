@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.registry import Case, Operator, Plan, Provider, Work, our_providers
 from feedworks_kernels import BeamStep, beam_step
-from feedworks_kernels.beam_step.searches import Decoded, HfPrefix, Static, by_steps
+from feedworks_kernels.beam_step.searches import Decoded, HfPrefix, Model, Static, by_steps
 from feedworks_kernels.measuring import Call
 from feedworks_kernels.testing import forced
 
@@ -42,6 +42,7 @@ class Inputs(NamedTuple):
     score_K: Tensor
     node_K: Tensor
     number: int  # the step's level
+    by_prefix: bool = False  # logits belong to the codes so far, not to a beam's place
 
 
 def random_levels(num_items: int, num_codes: int, device: str) -> tuple[Level, ...]:
@@ -139,6 +140,10 @@ class BeamStepBench(Operator):
         """Scores are sums of some log-probabilities of size 10."""
         return _MOST_ERROR
 
+    def error_of(self, case: Case, provider: Provider, inputs: Inputs) -> float:
+        """Check a search with logits by prefix: beams of nearly equal score may then stand in any order."""
+        return super().error_of(case, provider, inputs._replace(by_prefix=case.mode == "search"))
+
     def error(self, case: Case, inputs: Inputs, result: BeamStep | Decoded) -> float:
         """Compare scores with float64; infinite for a beam that is not there or is there twice."""
         if isinstance(result, Decoded):
@@ -170,8 +175,16 @@ def _bound(search: Static | HfPrefix, inputs: Inputs) -> Call:
     return lambda: search.decode(_model(inputs), inputs.logits[0].shape[0])
 
 
-def _model(inputs: Inputs):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    return lambda step, sid_KL: inputs.logits[step][: len(sid_KL)]
+def _model(inputs: Inputs) -> Model:
+    if not inputs.by_prefix:
+        return lambda step, sid_KL: inputs.logits[step][: len(sid_KL)]
+    prime_L = torch.tensor([7919, 104729, 1299709], device=inputs.logits[0].device)
+
+    def model(step: int, sid_KL: Tensor) -> Tensor:
+        row_K = (sid_KL * prime_L[:step]).sum(dim=1) % len(inputs.logits[step])
+        return inputs.logits[step][row_K]
+
+    return model
 
 
 def _error_of_step(inputs: Inputs, got: BeamStep) -> float:
@@ -198,7 +211,7 @@ def _error_of_step(inputs: Inputs, got: BeamStep) -> float:
 
 
 def _error_of_search(case: Case, inputs: Inputs, got: Decoded) -> float:
-    """Search by the definition in float64."""
+    """Score the paths that came in float64, and compare with a search by the definition."""
     there = inputs._replace(
         levels=tuple(Level(*(part.cpu() for part in level)) for level in inputs.levels),
         logits=tuple(part.cpu().double() for part in inputs.logits),
@@ -207,14 +220,34 @@ def _error_of_search(case: Case, inputs: Inputs, got: Decoded) -> float:
         exact: Decoded = _search(there)()  # type: ignore[assignment]
     live, live_exact = got.score_W.cpu() > -torch.inf, exact.score_W > -torch.inf
     sid_WL, score_W = got.sid_WL.cpu()[live].long(), got.score_W.cpu()[live].double()
-    power_L = case.sizes["C"] ** torch.arange(_LEVELS - 1, -1, -1)
-    if len(sid_WL) != int(live_exact.sum()):
+    number_W = _numbers(sid_WL, case.sizes["C"])
+    if len(sid_WL) != int(live_exact.sum()) or len(set(number_W.tolist())) != len(sid_WL):
         return float("inf")
-    mine, theirs = (sid * power_L for sid in (sid_WL, exact.sid_WL[live_exact]))
-    if not torch.equal(mine.sum(dim=1).sort().values, theirs.sum(dim=1).sort().values):
+    if not torch.isin(number_W, _numbers(_paths(there.levels), case.sizes["C"])).all():
         return float("inf")
-    ranked = score_W.sort(descending=True).values
-    return float((ranked - exact.score_W[live_exact].sort(descending=True).values).abs().max())
+    model = _model(there)
+    own_W = sum(
+        torch.log_softmax(model(step, sid_WL[:, :step])[: len(sid_WL)], dim=1)
+        .expand(len(sid_WL), -1)
+        .gather(1, sid_WL[:, step : step + 1])
+        .squeeze(1)
+        for step in range(_LEVELS)
+    )
+    ranked_W = score_W.sort(descending=True).values
+    off = [own_W - score_W, ranked_W - exact.score_W[live_exact].sort(descending=True).values]
+    return float(torch.cat(off).abs().max()) if len(sid_WL) else 0.0
+
+
+def _paths(levels: Sequence[Level]) -> Tensor:
+    """Return all paths of a trie, (paths, L)."""
+    path = torch.zeros(1, 0, dtype=torch.int64)
+    for child_start, child_code in levels:
+        path = torch.cat([path.repeat_interleave(child_start.diff(), dim=0), child_code[:, None]], dim=1)
+    return path
+
+
+def _numbers(sid_WL: Tensor, num_codes: int) -> Tensor:
+    return (sid_WL * num_codes ** torch.arange(_LEVELS - 1, -1, -1)).sum(dim=1)
 
 
 OPERATOR = BeamStepBench()
