@@ -215,8 +215,10 @@ def test_a_step_looks_at_no_number():
         ending = torch.empty(3, dtype=torch.int64, device="meta")
         assert cache.step(text, summary, ending_S=ending).summary_BHmD.shape == (3, H, 2, D)
         assert cache.step(text, slot_B=ending).summary_BHmD is None
+    prompt = rows(1, 9, device="meta"), rows(1, 6, device="meta")
+    cache.prefill([0], *prompt, trusted=True)
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
-        cache.prefill([0], rows(1, 9, device="meta"), rows(1, 6, device="meta"))
+        cache.prefill([0], *prompt)
 
 
 @pytest.mark.parametrize("summaries", [True, False])

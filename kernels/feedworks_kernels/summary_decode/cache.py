@@ -68,17 +68,22 @@ class SummaryCache:
         self.length_N = torch.zeros(num_slots, dtype=torch.int64, device=device)
 
     def prefill(
-        self, slots: Sequence[int], text: Rows, summary: Rows, lengths: Sequence[int] | None = None
+        self,
+        slots: Sequence[int],
+        text: Rows,
+        summary: Rows,
+        lengths: Sequence[int] | None = None,
+        *,
+        trusted: bool = False,
     ) -> None:
         """Store the keys and values of prompts in empty slots; their attention is `summary_attention`'s.
-
-        It looks at the lengths stored before, which on a GPU waits for what was queued.
 
         Args:
             slots: a slot for each prompt.
             text: keys and values (B, G, T, D), prompts left-aligned; queries are not looked at.
             summary: keys and values of the summaries, m per chunk, at least those of all whole chunks.
             lengths: tokens of each prompt; without it T.
+            trusted: the slots are known to be empty; looking waits for what a GPU has in its queue.
 
         Raises:
             ValueError: a slot is not there, named twice or busy; a prompt is longer than T, the capacity or
@@ -87,7 +92,8 @@ class SummaryCache:
         num_text = text.key_BGTD.shape[2]
         lengths = [num_text] * len(slots) if lengths is None else [int(length) for length in lengths]
         cache_checks.check_prompts(self.layout, self.key_NGLD, (text, summary), slots, lengths)
-        cache_checks.check_empty(self.length_N, slots)
+        if not trusted:
+            cache_checks.check_empty(self.length_N, slots)
         for b, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
             for cache, text_BGTD, summary_BGTD in (
                 (self.key_NGLD, text.key_BGTD, summary.key_BGTD),
@@ -203,7 +209,7 @@ class SummaryCache:
         return self.key_NGLD.nbytes + self.value_NGLD.nbytes
 
     def used_bytes(self, lengths: Sequence[int] | None = None) -> int:
-        """Return the bytes that sequences of these lengths keep, T(n) rows each; without it, those held now.
+        """Return the bytes that sequences of these lengths keep; without it, those held now (a GPU waits).
 
         Raises:
             ValueError: a length is not in 0 .. capacity.

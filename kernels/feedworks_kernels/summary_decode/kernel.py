@@ -198,8 +198,7 @@ def cache_attention(
         block_heads = min(64, max(16, triton.next_power_of_2(group)))
         programs = num_batch * num_groups * num_queries * triton.cdiv(group, block_heads)
         parts = num_parts(num_batch * num_groups, num_rows, num_processors(query_BHQD.device))
-        merged = out_BHQD if parts == 1 else _floats(out_BHQD, *out_BHQD.shape[:3], parts, width)
-        lse = merged if parts == 1 else _floats(out_BHQD, *out_BHQD.shape[:3], parts)
+        part_BHQSD, lse_BHQS = _parts_of(out_BHQD, parts)
         part_kernel[(programs * parts,)](
             query_BHQD,
             key_NGLD,
@@ -207,16 +206,14 @@ def cache_attention(
             start_BQ.contiguous(),
             stop_BQ.contiguous(),
             slot_B.contiguous(),
-            merged,
-            lse,
+            part_BHQSD,
+            lse_BHQS,
             scale * _LOG2_E,
             num_rows,
             num_slots,
             parts,
-            key_NGLD.stride(0),
-            key_NGLD.stride(1),
-            value_NGLD.stride(0),
-            value_NGLD.stride(1),
+            *key_NGLD.stride()[:2],
+            *value_NGLD.stride()[:2],
             KEY_STRIDE=key_NGLD.stride(2),
             VALUE_STRIDE=value_NGLD.stride(2),
             HEADS=num_heads,
@@ -233,18 +230,34 @@ def cache_attention(
             **OPTIONS,
         )
         if parts > 1:
-            merge_kernel[(out_BHQD.shape[:3].numel(),)](
-                merged,
-                lse,
-                out_BHQD,
-                parts,
-                D=width,
-                BLOCK_S=max(2, triton.next_power_of_2(parts)),
-                BLOCK_D=max(16, triton.next_power_of_2(width)),
-                num_warps=4,
-                **OPTIONS,
-            )
+            _merge(part_BHQSD, lse_BHQS, out_BHQD)
     return out_BHQD
+
+
+def _parts_of(out_BHQD: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+    """Where the parts' results go: one part's into the output itself, which has no log-sum-exp."""
+    if parts == 1:
+        return out_BHQD, out_BHQD
+    *rows, width = out_BHQD.shape
+    return (
+        out_BHQD.new_empty(*rows, parts, width, dtype=torch.float32),
+        out_BHQD.new_empty(*rows, parts, dtype=torch.float32),
+    )
+
+
+def _merge(part_BHQSD: Tensor, lse_BHQS: Tensor, out_BHQD: Tensor) -> None:
+    *_, parts, width = part_BHQSD.shape
+    merge_kernel[(out_BHQD.shape[:3].numel(),)](
+        part_BHQSD,
+        lse_BHQS,
+        out_BHQD,
+        parts,
+        D=width,
+        BLOCK_S=max(2, triton.next_power_of_2(parts)),
+        BLOCK_D=max(16, triton.next_power_of_2(width)),
+        num_warps=4,
+        **OPTIONS,
+    )
 
 
 def tile_for(dtype: torch.dtype, width: int) -> Tile:
@@ -277,7 +290,3 @@ def num_processors(device: torch.device) -> int:
         return 4
     number: int = torch.cuda.get_device_properties(device).multi_processor_count
     return number
-
-
-def _floats(like: Tensor, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device=like.device)
