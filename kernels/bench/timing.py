@@ -89,6 +89,15 @@ def run_case(
     return Outcome(rows, wrong)
 
 
+def untimed(cases: Sequence[Case], same: Mapping[str, object]) -> list[dict[str, object]]:
+    """Return a row for each case that there was no time for."""
+    return [_row(case, Provider(OURS, _nothing), same) | {"note": "not run: no time left"} for case in cases]
+
+
+def _nothing(inputs: Any) -> Call:
+    return lambda: inputs
+
+
 def floor_s(work: Work, limits: Ceilings) -> float:
     """Return the least time by the ceilings: operations or bytes, whichever takes longer."""
     return max(work.flops / limits.flop_per_s, work.num_bytes / limits.bytes_per_s)
@@ -155,13 +164,17 @@ def _row(case: Case, provider: Provider, same: Mapping[str, object]) -> dict[str
 
 
 def within(
-    cases: Sequence[tuple[Operator, Case]], seconds: float, clock: Callable[[], float] = time.perf_counter
+    cases: Sequence[tuple[Operator, Case]],
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    all_of_them: bool = False,
 ) -> Iterator[tuple[Operator, Case, float]]:
-    """Yield each case with its share of the time that is left, until there is none."""
+    """Yield each case with its share of the time that is left, until there is none (or all, with none)."""
     deadline = clock() + seconds
     for number, (operator, case) in enumerate(cases):
         left = deadline - clock()
-        if left <= 0:
+        if left <= 0 and not all_of_them:
             return
         # Half of a share, since inputs, checks and compilation take about as long as the rounds.
         yield operator, case, left / (len(cases) - number) / 2

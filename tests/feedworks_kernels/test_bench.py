@@ -306,6 +306,15 @@ def test_ceilings_of_this_machine():
     assert found.bytes_per_s > 1e8
 
 
+def test_cases_without_time_are_rows_too(tmp_path, capsys):
+    path = tmp_path / "results.csv"
+    arguments = ["--op=user_item_linear", "--device=cpu", "--seconds=0", f"--results={path}"]
+    assert run.main(arguments) == 0
+    rows = results.read(path)
+    assert [(row["provider"], row["note"]) for row in rows] == [(OURS, "not run: no time left")] * len(rows)
+    assert "no time left for 4 cases: raise --seconds 0" in capsys.readouterr().out
+
+
 def test_cases_share_the_time_that_is_left():
     clock = iter([0.0, 0.0, 6.0, 20.0]).__next__
     shares = [share for *_, share in timing.within([(None, n) for n in range(4)], 10, clock)]
