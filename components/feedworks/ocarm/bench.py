@@ -48,7 +48,25 @@ TWEETINGS = (
 )
 
 _seeds = click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2, 3, 4), show_default=True)
-_arms = click.option("--arm", "arms", type=click.Choice(ARMS), multiple=True, default=ARMS, show_default=True)
+
+
+def _with_bounds(ctx: click.Context, option: click.Parameter, arms: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse before hours of training what cannot be compared after it."""
+    missing = [arm for arm in (*BOUNDS, OURS) if arm not in arms]
+    if missing:
+        raise click.BadParameter(f"the share recovered needs {', '.join(missing)} too", ctx, option)
+    return arms
+
+
+_arms = click.option(
+    "--arm",
+    "arms",
+    type=click.Choice(ARMS),
+    multiple=True,
+    default=ARMS,
+    show_default=True,
+    callback=_with_bounds,
+)
 _preset = click.option("--preset", default="small", show_default=True)
 _set = click.option("--set", "overrides", multiple=True, help="key=value; may be repeated")
 _work = click.option(

@@ -40,3 +40,10 @@ def test_upper_bound_student_and_base_stand_in_this_order(tmp_path: Path) -> Non
     base, ours, upper = ([row[f"auc_lt{days}"][0] for days in (1, 7)] for row in found)
     assert all(b + 0.01 < o < u - 0.005 for b, o, u in zip(base, ours, upper, strict=True))
     assert min(found[1]["gain_lt1"][1], found[1]["gain_lt7"][1]) > 0
+
+
+def test_arms_that_cannot_be_compared_are_refused_before_training(tmp_path: Path) -> None:
+    found = CliRunner().invoke(main, ["planted", "--arm", "base", "--arm", "ocarm", "--work", str(tmp_path)])
+    assert found.exit_code == 2
+    assert "the share recovered needs upper too" in found.output
+    assert not list(tmp_path.iterdir())
