@@ -106,7 +106,7 @@ def _forward(
     pattern: Pattern,
     shared: dict[str, Any],
 ) -> None:
-    tile = tile_of("forward" if shared["TEXT"] else "summary", query)
+    tile = tile_of("forward" if shared["TEXT"] else "summary", query, packed=shared["PACKED"])
     grid = _grid(query, shared["PACK"], tile)
     if not grid:
         return
@@ -130,7 +130,7 @@ def _forward(
 
 
 def _query_gradient(read: Read, text: Rows, summary: Rows, pattern: Pattern, shared: dict[str, Any]) -> None:
-    tile = tile_of("query" if shared["TEXT"] else "summary_query", read.query)
+    tile = tile_of("query" if shared["TEXT"] else "summary_query", read.query, packed=shared["PACKED"])
     grid = _grid(read.query, shared["PACK"], tile)
     if not grid:
         return
@@ -164,7 +164,7 @@ def _key_gradient(
 ) -> tuple[Tensor, Tensor]:
     key, value = rows.key_BGTD, rows.value_BGTD
     packs = shared["num_heads"] // shared["num_groups"] // shared["PACK"]
-    tile = tile_of("key" if packs == 1 else "key_packs", key)
+    tile = tile_of("key" if packs == 1 else "key_packs", key, packed=shared["PACKED"])
     heads = key.shape[0] * key.shape[1]
     num_tiles = triton.cdiv(key.shape[2], tile.keys)
     splits = 1 if shared["TEXT"] or not num_tiles else splits_of(num_tiles * heads, key.device)

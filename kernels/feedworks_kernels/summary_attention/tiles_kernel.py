@@ -41,7 +41,7 @@ _INTERPRETED = Tile(64, 32, 32, 4, 1)
 _KEY_INTERPRETED = Tile(32, 64, 32, 4, 1)
 # (kernel, head width at most, kind of GPU and type of the rows) -> tile. `summary` is the forward pass of the
 # summary rows, `summary_query` their gradient; `key` serves both kinds of keys, `key_packs` where the heads
-# of a group do not fit into one tile, which takes more registers.
+# of a group do not fit into one tile, which takes more registers, as documents do (`query_packed`).
 TILES: dict[tuple[str, int, str], Tile] = {
     ("forward", 64, "hopper"): Tile(128, 128, 64, 8, 2),
     ("forward", 128, "hopper"): Tile(128, 128, 64, 8, 2),
@@ -49,6 +49,7 @@ TILES: dict[tuple[str, int, str], Tile] = {
     ("summary", 128, "hopper"): Tile(64, 64, 64, 4, 2),
     ("query", 64, "hopper"): Tile(128, 128, 64, 8, 2),
     ("query", 128, "hopper"): Tile(128, 128, 64, 8, 2),
+    ("query_packed", 128, "hopper"): Tile(128, 64, 64, 8, 2),
     ("summary_query", 64, "hopper"): Tile(64, 64, 64, 4, 2),
     ("summary_query", 128, "hopper"): Tile(64, 64, 64, 4, 2),
     ("key", 64, "hopper"): Tile(64, 128, 64, 8, 2),
@@ -89,11 +90,13 @@ def kind_of(x: Tensor) -> str:
     return "hopper" if 90 <= capability_of(x.device) < 120 else "ampere"
 
 
-def tile_of(direction: str, x: Tensor) -> Tile:
-    """Return the tile of a kernel for tensors like `x`."""
+def tile_of(direction: str, x: Tensor, *, packed: bool) -> Tile:
+    """Return the tile of a kernel for tensors like `x`; `packed`: sequences hold several documents."""
     if INTERPRETED:
         return _KEY_INTERPRETED if direction.startswith("key") else _INTERPRETED
-    return TILES[direction, 64 if x.shape[3] <= 64 else 128, kind_of(x)]
+    rest = (64 if x.shape[3] <= 64 else 128, kind_of(x))
+    plain = TILES[(direction, *rest)]
+    return TILES.get((f"{direction}_packed", *rest), plain) if packed else plain
 
 
 @cache
