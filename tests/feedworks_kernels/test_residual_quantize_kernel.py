@@ -82,8 +82,10 @@ def test_rows_in_registers(width, dtype, capability, tensor_cores):
     assert_fast(compiled(kernel.quantise_kernel, width, capability, dtype), tensor_cores)
 
 
-@pytest.mark.parametrize(("width", "dtype"), [(256, "bf16"), (512, "fp32")])
-@pytest.mark.parametrize(("capability", "tensor_cores"), [(90, "HGMMA"), (80, "HMMA")])
+@pytest.mark.parametrize(
+    ("width", "dtype", "capability", "tensor_cores"),
+    [(512, "fp32", 90, "HGMMA"), (256, "bf16", 80, "HMMA")],
+)
 def test_rows_in_memory(width, dtype, capability, tensor_cores):
     assert_fast(compiled(kernel.wide_kernel, width, capability, dtype), tensor_cores)
 
@@ -104,7 +106,7 @@ def test_the_gate_sees_narrow_loads():
 
 
 def test_stages_follow_shared_memory():
-    assert [kernel.tile(width).stages for width in (64, 128, 256, 512)] == [3, 3, 3, 2]
+    assert [kernel.tile(width).stages for width in (64, 128, 256, 512)] == [3, 3, 3, 3]
     assert [kernel.tile(width, AMPERE_BYTES).stages for width in (64, 128, 256, 512)] == [3, 3, 3, 2]
     assert kernel.tile(512, 99 << 10).stages == 0  # a consumer's card: the other form
 

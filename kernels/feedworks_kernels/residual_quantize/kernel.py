@@ -35,9 +35,9 @@ from feedworks_kernels.residual_quantize.wide_kernel import exact_kernel, wide_k
 # a row, as shares of (|r| + |c|)^2. The tensor core's sum truncates, which is twice a rounding.
 _ROUNDING, _ROUNDING_PER_NUMBER = 2.0**-17, 2.0**-25
 REGISTER_WIDTH = 128  # a tile of residuals is kept in registers up to this width, in L2 from there on
-MOST_WIDTH = 512  # shared memory holds 64 rows and two tiles of 64 codes in fp16 up to this width
+MOST_WIDTH = 512  # shared memory holds 128 rows and three tiles of 32 codes in fp16 up to this width
 HOPPER_BYTES = 227 << 10
-_CODES = 64  # of a tile
+_MOST_CODES = 64  # of a tile
 _PROGRAMS = 264  # for open rows, whose number the host does not know: two for every multiprocessor
 EXACT = {"CHUNK": 32, "BLOCK_N": 64, "BLOCK_C": 64, "num_warps": 8, "num_stages": 2}
 _FAR = 3e38  # half a squared distance to the codes that fill up the last tile
@@ -243,7 +243,7 @@ def constants_of(width: int, num_codes: int, normalise: bool, strides: tuple[int
         "ROW_STRIDE": strides[0],
         "BOOK_STRIDE": strides[1],
         "C": num_codes,
-        "PADDED_C": triton.cdiv(num_codes, _CODES) * _CODES,
+        "PADDED_C": triton.cdiv(num_codes, _MOST_CODES) * _MOST_CODES,
         "WIDTH": width,
         "NORMALISE": normalise,
     }
@@ -264,13 +264,14 @@ def search_of(padded_width: int, num_books: int, shape: Tile) -> dict[str, Any]:
 
 def tile(padded_width: int, shared_bytes: int = HOPPER_BYTES) -> Tile:
     """Return the tile for a width; tests compile each and see that nothing spills. Stages 0: no room."""
-    rows = 128 if padded_width <= 64 else 64
+    rows = 64 if padded_width == REGISTER_WIDTH else 128
+    codes = _MOST_CODES if padded_width <= 256 else 32
     # Rows and, in so many stages, codes, all in fp16; some is left for sums across warps.
-    lines = (shared_bytes - (4 << 10)) // (2 * padded_width)
-    buffers = max(0, (lines - rows) // _CODES)
+    lines = (shared_bytes - (1 << 10)) // (2 * padded_width)
+    buffers = max(0, (lines - rows) // codes)
     # Before Hopper the product reads registers, and of s stages s - 1 lie in shared memory.
     more = 1 if buffers and shared_bytes < HOPPER_BYTES else 0
-    return Tile(rows, _CODES, 8, min(3, buffers + more))
+    return Tile(rows, codes, 8, min(3, buffers + more))
 
 
 def on(x: Tensor) -> AbstractContextManager[object]:

@@ -33,4 +33,5 @@ def product_quantize(x_NMD: Tensor, codebooks_MCD: Tensor) -> tuple[Tensor, Tens
 
 
 def _floats(x: Tensor) -> Tensor:
-    return x.clone() if x.dtype == torch.float64 else x.float().clone()
+    x = x if x.dtype == torch.float64 else x.float()
+    return x.clone(memory_format=torch.contiguous_format)

@@ -1,7 +1,7 @@
 """residual_quantize in Triton for rows too wide for registers, and for rows that fp16 leaves open.
 
 The residual lies in the result's own memory: one program writes and reads its rows there, which is the L2
-cache (64 rows of 512 are 128 KB). What the search reads again and again, the rows in fp16, stays in shared
+cache (128 rows of 512 are 256 KB). What the search reads again and again, the rows in fp16, stays in shared
 memory.
 
 Shape letters: N rows of a tile, M books, L levels, C codes, D width (K of a chunk).
