@@ -145,6 +145,15 @@ def _line(row: Row) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _ours(row: Row) -> str:
+    """Time, useful operations a second (bytes where none are counted), share of the ceiling."""
+    seconds = float(row["p50_s"])
+    rate = f"{float(row['bytes']) / seconds / 1e9:.3g} GB/s"
+    if float(row["flops"]):
+        rate = f"{float(row['flops']) / seconds / 1e12:.3g} TFLOP/s"
+    return f"{_seconds(row['p50_s'])}, {rate}, {_short(row['fraction_of_ceiling'])} of ceiling"
+
+
 def _seconds(text: str) -> str:
     if not text:
         return ""
@@ -196,10 +205,7 @@ def brief(rows: Sequence[Row]) -> list[str]:
         words = []
         for row in sorted(group, key=lambda row: row["provider"] != OURS):
             if row["provider"] == OURS:
-                time = _seconds(row["p50_s"])
-                words.append(
-                    f"{time}, {_short(row['fraction_of_ceiling'])} of ceiling" if time else row["note"]
-                )
+                words.append(_ours(row) if row["p50_s"] else row["note"])
             elif row["p50_s"]:
                 ratio = _short(row["speedup"])
                 words.append(f"{row['provider']} {ratio + 'x' if ratio else _seconds(row['p50_s'])}")

@@ -178,6 +178,11 @@ def test_the_table_shows_the_newest_run():
     assert lines[0].startswith(f"| a | forward | s | bf16 | {OURS} | 2 us | 1 us .. 3 us |")
     assert "| peer | 4 ms | 3 ms .. 5 ms |" in lines[1]
     assert "not run: not here" in lines[2]
+    timed = [
+        row | {"flops": "4e6", "bytes": "1e3", "speedup": "2", "fraction_of_ceiling": "0.5"}
+        for row in rows[1:]
+    ]
+    assert results.brief(timed) == ["- a forward s bf16: 2 us, 2 TFLOP/s, 0.5 of ceiling; peer 2x; absent -"]
 
 
 def test_exactness(tmp_path, monkeypatch, capsys):
