@@ -22,6 +22,8 @@ COLUMNS = (
     *("error", "load", "commit", "note"),
 )
 Row = Mapping[str, str]
+# Below this no machine is bound by operations.
+_FLOPS_OF_A_BYTE = 10
 
 
 def machine(device: str) -> dict[str, str]:
@@ -146,11 +148,11 @@ def _line(row: Row) -> str:
 
 
 def _ours(row: Row) -> str:
-    """Time, useful operations a second (bytes where none are counted), share of the ceiling."""
-    seconds = float(row["p50_s"])
-    rate = f"{float(row['bytes']) / seconds / 1e9:.3g} GB/s"
-    if float(row["flops"]):
-        rate = f"{float(row['flops']) / seconds / 1e12:.3g} TFLOP/s"
+    """Time, useful operations (of little work per byte: bytes) a second, share of the ceiling."""
+    seconds, flops, moved = (float(row[name]) for name in ("p50_s", "flops", "bytes"))
+    rate = f"{moved / seconds / 1e9:.3g} GB/s"
+    if flops > _FLOPS_OF_A_BYTE * moved:
+        rate = f"{flops / seconds / 1e12:.3g} TFLOP/s"
     return f"{_seconds(row['p50_s'])}, {rate}, {_short(row['fraction_of_ceiling'])} of ceiling"
 
 
