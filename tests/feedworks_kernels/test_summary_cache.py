@@ -221,8 +221,11 @@ def test_a_step_looks_at_no_number():
         cache.prefill([0], *prompt)
 
 
-@pytest.mark.parametrize("summaries", [True, False])
-def test_a_step_of_all_slots_compiles_to_one_graph(summaries):
+@pytest.mark.parametrize(
+    ("summaries", "backend"),
+    [(True, "aot_eager"), (False, "aot_eager"), pytest.param(True, "inductor", marks=pytest.mark.slow)],
+)
+def test_a_step_of_all_slots_compiles_to_one_graph(summaries, backend):
     layout = CacheLayout(3, 2, 30, 1)
     caches = [SummaryCache(layout, 2, G, D) for _ in range(2)]
     prompt = rows(2, 10), rows(2, 4)
@@ -232,7 +235,7 @@ def test_a_step_of_all_slots_compiles_to_one_graph(summaries):
     def step(cache, text, summary, slot):
         return cache.step(text, summary, slot_B=slot)
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(step, fullgraph=True, backend=backend)
     for _ in range(8 if summaries else 1):
         new = rows(2, 1), rows(2, 1) if summaries else None
         slot = torch.tensor([1, 0])

@@ -178,8 +178,7 @@ def test_the_operators_of_torch_are_sound():
     places = cache.places(torch.tensor([2, 0]))
     new = torch.randn(2, G, 3, D)
     caches = cache.key_NGLD.zero_(), cache.value_NGLD.zero_()
-    where = places.slot_B, places.write_BQ, places.advance_B
-    torch.library.opcheck(registration.cache_write, (*caches, cache.length_N, new, new, *where))
+    torch.library.opcheck(registration.cache_write, (*caches, new, new, places.slot_B, places.write_BQ))
     torch.library.opcheck(registration.cache_move, (*caches, places.slot_B, places.move_BP))
 
 

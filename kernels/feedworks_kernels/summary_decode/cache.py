@@ -160,10 +160,12 @@ class SummaryCache:
         cache_checks.check_places(self.layout, places, text, summary)
         rows = _together(text, summary, ending_S)
         caches = self.key_NGLD, self.value_NGLD
-        registration.write((*caches, self.length_N), rows[1:], places)
+        registration.write(caches, rows[1:], places)
         slices = places.start_BQ, places.stop_BQ
         scale = caches[0].shape[3] ** -0.5 if scale is None else scale
         out_BHQD = registration.attend(rows.query_BHTD, caches, slices, places.slot_B, scale)
+        # Not in one of the operators: torch 2.13's inductor may compute places after an operator's change.
+        self.length_N.index_add_(0, places.slot_B, places.advance_B)
         if summary is None:
             return DecodeStep(out_BHQD, None)
         registration.move(caches, places)
@@ -236,7 +238,7 @@ def _store(layout: CacheLayout, cache_GLD: Tensor, text_GTD: Tensor, summary_GSD
     chunk, ring = layout.chunk, layout.ring_chunks
     num_whole, rest = divmod(text_GTD.shape[1], chunk)
     if rest:
-        cache_GLD[:, layout.first_ring_row - rest : layout.first_ring_row] = text_GTD[:, -rest:].flip(1)
+        cache_GLD[:, layout.first_ring_row - rest : layout.first_ring_row] = text_GTD[:, -rest:]
     first, wrap = max(0, num_whole - ring), num_whole - num_whole % max(1, ring)
     for start, stop in ((first, wrap), (max(first, wrap), num_whole)) if ring else ():
         if start < stop:

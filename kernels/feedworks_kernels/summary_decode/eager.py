@@ -97,17 +97,14 @@ def masked(
 def write(
     key_NGLD: Tensor,
     value_NGLD: Tensor,
-    length_N: Tensor,
     new_key_BGQD: Tensor,
     new_value_BGQD: Tensor,
     slot_B: Tensor,
     write_BQ: Tensor,
-    advance_B: Tensor,
 ) -> None:
-    """Put new keys and values into the rows `write_BQ` and add `advance_B` to the lengths."""
+    """Put new keys and values into the rows `write_BQ`."""
     for cache, rows_BGQD in ((key_NGLD, new_key_BGQD), (value_NGLD, new_value_BGQD)):
         cache[slot_B[:, None], :, write_BQ] = rows_BGQD.transpose(1, 2)
-    length_N.index_add_(0, slot_B, advance_B)
 
 
 def move(key_NGLD: Tensor, value_NGLD: Tensor, slot_B: Tensor, move_BP: Tensor) -> None:

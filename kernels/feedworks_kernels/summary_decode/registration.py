@@ -41,16 +41,14 @@ cache_attention = library.custom_op(
 def _write(
     key_NGLD: Tensor,
     value_NGLD: Tensor,
-    length_N: Tensor,
     new_key_BGQD: Tensor,
     new_value_BGQD: Tensor,
     slot_B: Tensor,
     write_BQ: Tensor,
-    advance_B: Tensor,
 ) -> None:
     with torch.no_grad():
         form = implementation(OP, key_NGLD.device, "write")
-        form(key_NGLD, value_NGLD, length_N, new_key_BGQD, new_value_BGQD, slot_B, write_BQ, advance_B)
+        form(key_NGLD, value_NGLD, new_key_BGQD, new_value_BGQD, slot_B, write_BQ)
 
 
 def _move(key_NGLD: Tensor, value_NGLD: Tensor, slot_B: Tensor, move_BP: Tensor) -> None:
@@ -61,9 +59,9 @@ def _move(key_NGLD: Tensor, value_NGLD: Tensor, slot_B: Tensor, move_BP: Tensor)
 cache_write = library.custom_op(
     "feedworks::cache_write",
     _write,
-    mutates_args=("key", "value", "length"),
-    schema="(Tensor(a!) key, Tensor(b!) value, Tensor(c!) length, Tensor new_key, Tensor new_value, "
-    "Tensor slot, Tensor write, Tensor advance) -> ()",
+    mutates_args=("key", "value"),
+    schema="(Tensor(a!) key, Tensor(b!) value, Tensor new_key, Tensor new_value, Tensor slot, Tensor write) "
+    "-> ()",
 )
 cache_move = library.custom_op(
     "feedworks::cache_move",
@@ -79,7 +77,7 @@ def _(query, key, value, start, stop, slot, scale):  # type: ignore[no-untyped-d
 
 
 @cache_write.register_fake
-def _(key, value, length, new_key, new_value, slot, write, advance):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _(key, value, new_key, new_value, slot, write):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     return None
 
 
@@ -109,16 +107,16 @@ def attend(
     return out_BHQD
 
 
-def write(caches: tuple[Tensor, Tensor, Tensor], rows: tuple[Tensor, Tensor], places: Places) -> None:
-    """Put the new keys and values of a step into the cache and count the tokens.
+def write(caches: tuple[Tensor, Tensor], rows: tuple[Tensor, Tensor], places: Places) -> None:
+    """Put the new keys and values of a step into the cache.
 
     Args:
-        caches: keys and values (N, G, L, D), lengths (N,); they change.
+        caches: keys and values (N, G, L, D); they change.
         rows: new keys and values (B, G, Q, D).
         places: where they go.
     """
     run = cache_write if torch.compiler.is_compiling() else _write
-    run(*caches, *rows, places.slot_B, places.write_BQ, places.advance_B)
+    run(*caches, *rows, places.slot_B, places.write_BQ)
 
 
 def move(caches: tuple[Tensor, Tensor], places: Places) -> None:

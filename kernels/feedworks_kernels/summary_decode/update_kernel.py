@@ -17,12 +17,10 @@ from feedworks_kernels.summary_decode.tiles_kernel import OPTIONS, on
 def write_kernel(
     key_ptr,
     value_ptr,
-    length_ptr,
     new_key_ptr,
     new_value_ptr,
     slot_ptr,
     write_ptr,
-    advance_ptr,
     key_slot_stride,
     key_head_stride,
     value_slot_stride,
@@ -47,11 +45,6 @@ def write_kernel(
         value_D = tl.load(new_value_ptr + (source + i) * D + d_D, mask=d_D < D)
         tl.store(key_ptr + row * KEY_STRIDE + d_D, key_D, mask=d_D < D)
         tl.store(value_ptr + row * VALUE_STRIDE + d_D, value_D, mask=d_D < D)
-    # No sequence twice: one program adds to a length. Padding shares slot 0 and adds nothing.
-    advance = tl.load(advance_ptr + b)
-    moves = (g == 0) & (advance > 0)
-    length = tl.load(length_ptr + slot, mask=moves, other=0)
-    tl.store(length_ptr + slot, length + advance, mask=moves)
 
 
 @triton.jit
@@ -90,12 +83,10 @@ def move_kernel(
 def write(
     key_NGLD: Tensor,
     value_NGLD: Tensor,
-    length_N: Tensor,
     new_key_BGQD: Tensor,
     new_value_BGQD: Tensor,
     slot_B: Tensor,
     write_BQ: Tensor,
-    advance_B: Tensor,
 ) -> None:
     """One launch. As `eager.write`."""
     num_batch, num_groups, num_new, width = new_key_BGQD.shape
@@ -105,12 +96,10 @@ def write(
         write_kernel[(num_batch * num_groups,)](
             key_NGLD,
             value_NGLD,
-            length_N,
             new_key_BGQD.contiguous(),
             new_value_BGQD.contiguous(),
             slot_B,
             write_BQ.contiguous(),
-            advance_B,
             *key_NGLD.stride()[:2],
             *value_NGLD.stride()[:2],
             KEY_STRIDE=key_NGLD.stride(2),
