@@ -149,3 +149,17 @@ X, CODEBOOKS = torch.zeros(5, 4), torch.zeros(2, 3, 4)
 def test_bad_input_is_named(form, x, codebooks, message):
     with forced(form), pytest.raises(ValueError, match=message):
         residual_quantize(x, codebooks)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("size", "normalise"), [(1e18, True), (1e25, True), (1e25, False)])
+def test_numbers_whose_squares_leave_fp32(form, size, normalise):
+    """Unrefused, a vector of 1e25 scaled to length 1 is zero, and the code any."""
+    x, codebooks = torch.tensor([[1.0, 0.0]]), torch.tensor([[[-1.0, 0.0], [1.0, 0.0]]])
+    with forced(form):
+        with pytest.raises(ValueError, match=r"x: expected numbers of at most 1e16, .* got 1e\+"):
+            residual_quantize(x * size, codebooks, normalise=normalise)
+        with pytest.raises(ValueError, match="codebooks: expected numbers of at most 1e16"):
+            residual_quantize(x, codebooks * size, normalise=normalise)
+        assert residual_quantize(x * 1e15, codebooks, normalise=True).codes_NL.item() == 1
+        assert residual_quantize(x.double() * size, codebooks, normalise=True).codes_NL.item() == 1

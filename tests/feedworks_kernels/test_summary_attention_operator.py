@@ -155,6 +155,18 @@ def test_bad_input_is_named(options, message, form):
             summary_attention(**arguments | options)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
+def test_forward_mode_derivatives_are_refused():
+    """torch itself would take them for zero."""
+    text, summary = rows_of()
+
+    def attend(query):
+        return summary_attention(text._replace(query_BHTD=query), summary, chunk=4, window=1).text_BHTD
+
+    with pytest.raises(ValueError, match="no forward-mode derivative"):
+        torch.func.jvp(attend, (text.query_BHTD,), (text.query_BHTD,))
+
+
 def test_unfinished_chunks_may_have_summaries_or_none():
     text, summary = rows_of()
     with_summaries = summary_attention(text, summary, chunk=4, window=1)

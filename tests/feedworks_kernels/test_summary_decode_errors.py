@@ -38,8 +38,9 @@ def call(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"query_BHQD": torch.zeros(2, H, D)}, r"query: expected float \(B, H, Q, D\), got torch.float32"),
+        ({"query_BHQD": torch.zeros(2, H, D)}, r"query: expected float \(B, H, Q, D\) with D of"),
         ({"query_BHQD": torch.zeros(2, H, 1, D).long()}, "query: expected float"),
+        ({"query_BHQD": torch.zeros(2, H, 1, 0)}, "query: expected float .* with D of 1 or more"),
         ({"key_NGLD": torch.zeros(2, G, 9, D + 1)}, r"key: expected torch.float32 \(N, G, L, 8\) like query"),
         (
             {"value_NGLD": torch.zeros(2, G, 9, D).half()},
@@ -84,6 +85,7 @@ def test_calls_that_do_not_fit(changes, message):
         ({"window": -1}, "window: expected an integer from 0 on, got -1"),
         ({"capacity": 2.5}, "capacity: expected an integer from 1 on, got 2.5"),
         ({"summaries": 0}, "summaries: expected an integer from 1 on, got 0"),
+        ({"window": True}, "window: expected an integer from 0 on, got True"),
     ],
 )
 def test_layouts_that_make_no_cache(change, message):
@@ -130,6 +132,16 @@ def test_prompts_of_another_type_or_head_count(cache):
         cache.prefill([0], rows(1, 8, dtype=torch.float64), rows(1, 4))
     with pytest.raises(ValueError, match=r"summary key: expected torch.float32 \(1, 2, 4, 8\)"):
         cache.prefill([0], rows(1, 8), rows(1, 4, heads=(H, H, H)))
+
+
+def test_prompts_with_a_gradient(cache):
+    text = rows(1, 8)
+    text.key_BGTD.requires_grad_()
+    with pytest.raises(ValueError, match=r"prefill has no gradient: make it under torch.no_grad\(\)"):
+        cache.prefill([0], text, rows(1, 4))
+    with torch.no_grad():
+        cache.prefill([0], text, rows(1, 4))
+    assert not cache.key_NGLD.requires_grad
 
 
 @pytest.mark.parametrize(

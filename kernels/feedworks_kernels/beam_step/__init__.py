@@ -48,7 +48,7 @@ def beam_step(
         logits_BKC: float, finite or -inf (with "children" only the children's logits are read). fp64 is
             computed in fp64, any other float in fp32.
         score_BK: log-probability of each beam; -inf marks an empty beam, whose other entries are not read.
-        node_BK: integer node numbers on this level, 0 for the root.
+        node_BK: int32 or int64 node numbers on this level, 0 for the root.
         child_start: int32 or int64 (num_nodes + 1,), not falling.
         child_code: int32 or int64 (num_children,), rising within a node, each in [0, C).
         width: number of beams to keep, >= 1.
@@ -61,17 +61,17 @@ def beam_step(
 
     Raises:
         ValueError: shapes, types, devices, `width` or `per_beam` do not fit; or a live beam has a node or
-            code that does not exist, or a NaN or +inf among the logits that are read. The CUDA kernel, where
-            looking costs a wait, takes no child of such a node or code, and gives such logits' children NaN
-            as the best score.
+            code that does not exist, a NaN as its score, or a NaN or +inf among the logits that are read. The
+            CUDA kernel, where looking costs a wait, takes no child of such a node or code, and gives NaN as
+            the best score of the children of such scores and logits.
 
     Source: constrained beam search of arXiv 2604.25787 section 3; trie as sparse rows, arXiv 2602.22647.
     """
     _check(logits_BKC, score_BK, node_BK, child_start, child_code)
-    if width < 1:
-        raise ValueError(f"width: expected at least 1, got {width}")
-    if per_beam is not None and per_beam < 1:
-        raise ValueError(f"per_beam: expected at least 1 or None, got {per_beam}")
+    if not _is_whole(width) or width < 1:
+        raise ValueError(f"width: expected at least 1, got {width!r}")
+    if per_beam is not None and (not _is_whole(per_beam) or per_beam < 1):
+        raise ValueError(f"per_beam: expected at least 1 or None, got {per_beam!r}")
     if normalise not in _NORMALISE:
         raise ValueError(f"normalise: expected one of {_NORMALISE}, got {normalise!r}")
     form = registration.beam_step if torch.compiler.is_compiling() else registration.extend
@@ -79,6 +79,10 @@ def beam_step(
         return BeamStep(
             *form(logits_BKC, score_BK, node_BK, child_start, child_code, width, normalise, per_beam)
         )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
 
 
 def _check(
@@ -94,8 +98,9 @@ def _check(
         )
     beams = tuple(logits_BKC.shape[:2])
     for name, tensor, is_float in (("score", score_BK, True), ("node", node_BK, False)):
-        if tuple(tensor.shape) != beams or tensor.is_floating_point() != is_float:
-            kind = "float" if is_float else "integer"
+        fits = tensor.is_floating_point() if is_float else tensor.dtype in (torch.int32, torch.int64)
+        if tuple(tensor.shape) != beams or not fits:
+            kind = "float" if is_float else "int32 or int64"
             raise ValueError(f"{name}: expected {kind} {beams}, got {tensor.dtype} {tuple(tensor.shape)}")
     for name, tensor in (("child_start", child_start), ("child_code", child_code)):
         if tensor.ndim != 1 or tensor.dtype not in (torch.int32, torch.int64):

@@ -83,7 +83,8 @@ def beam_step(
         score_PX = best_of_rows(_careful_scores(beams, table, code_PX), per_beam)
         assert score_PX is not None
         best = best_of(score_PX.view(num_searches, -1), width)
-    assert best is not None, "careful scores are no NaN"
+    if best is None:
+        raise ValueError("score: a live beam's is NaN; expected finite values or -inf")
     return _unpack(best, table, code_PX, width, score_BK.shape[1])
 
 
@@ -94,6 +95,8 @@ def _table(
         return _Table(node_R, node_R, None, None, 0, False)
     start_R, count_R = _families(node_R, score_R, child_start)
     least, most = (int(bound) for bound in torch.aminmax(count_R))
+    if least < 0:
+        raise ValueError("child_start: falls from a node to the next; expected rising or equal places")
     childless_R = count_R == 0 if least == 0 else None
     num_beams = node_R.shape[0]
     if num_beams * most > _FEW_PLACES and least < most:
@@ -147,6 +150,8 @@ def _codes(table: _Table, child_code: Tensor, num_codes: int) -> Tensor:
             code_PX = None  # the stretch of a late family would reach beyond the end
     if code_PX is None:  # copied from further left, and moved
         end = int((table.start_P + table.count_P).max())
+        if int(table.start_P.min()) < 0:
+            raise ValueError(f"child_start: a node's children start at {int(table.start_P.min())}")
         if end > num_children:
             raise ValueError(f"child_start: a node's children end at {end}, child_code at {num_children}")
         last = num_children - table.width

@@ -43,11 +43,12 @@ def residual_quantize(x_ND: Tensor, codebooks_LCD: Tensor, *, normalise: bool = 
     Returns:
         ResidualCodes: codes in int64 and the residual after the last level in the type of the computation. In
         fp32 a code equals that of an exact computation wherever the second-nearest code is farther than the
-        nearest by more than 1e-5 * (|r| + |c|)^2 in squared distance.
+        nearest by more than 1e-5 * (|r| + |c|)^2 in squared distance, and that by more than 1e-30.
 
     Raises:
         ValueError: shapes, types or devices do not fit, there is no level, no code or no dimension, or
-            (except on CUDA, where looking costs a wait) `x_ND` or the codebooks hold NaN or inf.
+            (except on CUDA, where looking costs a wait) `x_ND` or the codebooks hold NaN, inf or, in fp32,
+            numbers beyond 1e16.
 
     Source: arXiv 2604.25787 section 3 (RQ-Kmeans); residual normalisation as in arXiv 2507.22224 (GRID).
     """

@@ -13,12 +13,14 @@ from torch import Tensor, library
 from feedworks_kernels._dispatch import implementation
 
 _OP = "residual_quantize"
+_FAR = 1e16
 
 
 def residual_codes(x_ND: Tensor, codebooks_LCD: Tensor, normalise: bool) -> tuple[Tensor, Tensor]:
     """Run the form that belongs to the device. Arguments and result as `residual_quantize`."""
     codes_NL, residual_ND = implementation(_OP, x_ND.device)(x_ND, codebooks_LCD, normalise)
     _refuse_nan(residual_ND)
+    _refuse_far(x_ND if normalise else residual_ND, codebooks_LCD)
     return codes_NL, residual_ND
 
 
@@ -26,6 +28,7 @@ def product_codes(x_NMD: Tensor, codebooks_MCD: Tensor) -> tuple[Tensor, Tensor]
     """Run the form that belongs to the device. Arguments and result as `product_quantize`."""
     codes_NM, residual_NMD = implementation(_OP, x_NMD.device, "product_quantize")(x_NMD, codebooks_MCD)
     _refuse_nan(residual_NMD)
+    _refuse_far(residual_NMD, codebooks_MCD)
     return codes_NM, residual_NMD
 
 
@@ -36,6 +39,16 @@ def _refuse_nan(residual: Tensor) -> None:
     if not residual.sum().isfinite() and not residual.isfinite().all():
         row = int((~residual.isfinite()).flatten(1).any(dim=1).int().argmax())
         raise ValueError(f"x row {row} or the codebooks hold NaN or inf: expected finite values")
+
+
+def _refuse_far(x: Tensor, codebooks: Tensor) -> None:
+    """Squares of larger numbers, summed over the width, leave fp32 and would give any code."""
+    if x.is_cuda or x.dtype == torch.float64:
+        return
+    for name, tensor in (("codebooks", codebooks), ("x", x)):
+        most = max(abs(float(bound)) for bound in torch.aminmax(tensor)) if tensor.numel() else 0.0
+        if most > _FAR:
+            raise ValueError(f"{name}: expected numbers of at most 1e16, for squares in fp32, got {most:.3g}")
 
 
 residual_quantize = library.custom_op(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from feedworks_kernels.summary_attention import registration
-from feedworks_kernels.summary_attention.checks import check_rows, check_sizes
+from feedworks_kernels.summary_attention.checks import check_derivatives, check_rows, check_sizes
 from feedworks_kernels.summary_attention.pattern import Pattern, Rows
 
 __all__ = ["Rows", "SummaryAttention", "first_chunks", "summary_attention"]
@@ -41,7 +41,8 @@ def summary_attention(
     chunks before those. A summary row reads the text of its own chunk and the summaries of its chunk up to
     itself. Each row's weights are one softmax over all that it reads. Memory grows with T, not T^2.
 
-    Differentiable once in every float argument. While torch exports or compiles, this is one node,
+    Differentiable once in every float argument. Numbers are to be finite: a NaN or inf in a key or value may
+    reach rows that do not read it. While torch exports or compiles, this is one node,
     `feedworks::summary_attention`; whoever loads such a program imports `feedworks_kernels` before.
 
     Args:
@@ -59,7 +60,8 @@ def summary_attention(
         (B, H, T, D) and (B, H, S, D) in the queries' type and layout; sums are kept in fp32 at least.
 
     Raises:
-        ValueError: shapes, types, devices or sizes do not fit, or `first_chunk_BC` is not a table of first
+        ValueError: shapes, types, devices or sizes do not fit, a forward-mode derivative (jvp) is asked
+            for, or `first_chunk_BC` is not a table of first
             chunks (on CUDA, where looking costs a wait, that is a device-side assertion).
 
     Source: arXiv 2604.24432 (Kwai Summary Attention).
@@ -68,6 +70,7 @@ def summary_attention(
     if scale is None:
         scale = max(1, text.query_BHTD.shape[-1]) ** -0.5
     if not torch.compiler.is_compiling():  # A traced program checks when it runs.
+        check_derivatives(text, summary)
         check_rows(text, summary, Pattern(chunk, 0, summaries, scale, first_chunk_BC))
     unbounded = registration.UNBOUNDED if window is None else window
     out = registration.summary_attention(*text, *summary, first_chunk_BC, chunk, unbounded, summaries, scale)

@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor, bfloat16, float16, float32, float64
+from torch.autograd import forward_ad
 
 from feedworks_kernels.summary_attention.pattern import Pattern, Rows
 
@@ -31,6 +32,19 @@ def check_sizes(chunk: int, window: int | None, summaries: int, scale: float | N
             raise ValueError(f"{name}: expected a whole number from {least} to 2^31 - 1{also}, got {value!r}")
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale: expected a finite number, got {scale!r}")
+
+
+def check_derivatives(text: Rows, summary: Rows) -> None:
+    """Refuse forward-mode derivatives: torch drops them at an operator without a word.
+
+    Raises:
+        ValueError: as `summary_attention`.
+    """
+    if forward_ad._current_level < 0:
+        return
+    for tensor in (*text, *summary):
+        if forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
+            raise ValueError("summary_attention has no forward-mode derivative (jvp): use backward()")
 
 
 def check_rows(text: Rows, summary: Rows, pattern: Pattern) -> None:

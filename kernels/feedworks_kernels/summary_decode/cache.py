@@ -87,7 +87,7 @@ class SummaryCache:
 
         Raises:
             ValueError: a slot is not there, named twice or busy; a prompt is longer than T, the capacity or
-                its summaries; shapes, types or devices do not fit.
+                its summaries; shapes, types or devices do not fit; a gradient is asked for.
         """
         num_text = text.key_BGTD.shape[2]
         lengths = [num_text] * len(slots) if lengths is None else [int(length) for length in lengths]

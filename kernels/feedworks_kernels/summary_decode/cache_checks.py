@@ -28,7 +28,7 @@ def check_sizes(num_slots: int, num_heads: int, width: int, dtype: torch.dtype) 
 def check_prompts(
     layout: CacheLayout,
     cache_NGLD: Tensor,
-    rows: tuple[Rows, Rows],
+    parts: tuple[Rows, Rows],
     slots: Sequence[int],
     lengths: Sequence[int],
 ) -> None:
@@ -40,8 +40,10 @@ def check_prompts(
     check_slot_list(slots, cache_NGLD.shape[0])
     if len(lengths) != len(slots):
         raise ValueError(f"lengths: expected one for each of the {len(slots)} slots, got {len(lengths)}")
+    if torch.is_grad_enabled() and any(rows.requires_grad for part in parts for rows in part[1:]):
+        raise ValueError("prefill has no gradient: make it under torch.no_grad()")
     num_rows = []
-    for name, part in zip(("text", "summary"), rows, strict=True):
+    for name, part in zip(("text", "summary"), parts, strict=True):
         num_rows.append(part.key_BGTD.shape[2] if part.key_BGTD.ndim == 4 else 0)
         expected = (len(slots), cache_NGLD.shape[1], num_rows[-1], cache_NGLD.shape[3])
         for kind, tensor in zip(("key", "value"), part[1:], strict=True):

@@ -28,8 +28,8 @@ def check(
     Raises:
         ValueError: as `cache_attention`.
     """
-    if query_BHQD.ndim != 4 or query_BHQD.dtype not in FLOATS:
-        raise ValueError(f"query: expected float (B, H, Q, D), got {what(query_BHQD)}")
+    if query_BHQD.ndim != 4 or query_BHQD.dtype not in FLOATS or not query_BHQD.shape[3]:
+        raise ValueError(f"query: expected float (B, H, Q, D) with D of 1 or more, got {what(query_BHQD)}")
     num_batch, num_heads, num_queries, width = query_BHQD.shape
     for name, cache in zip(("key", "value"), caches, strict=True):
         if cache.ndim != 4 or cache.shape[3] != width or cache.dtype != query_BHQD.dtype:

@@ -90,7 +90,7 @@ class CacheLayout(NamedTuple):
         for name, value in self._asdict().items():
             if value is None and name == "window":
                 continue
-            if not isinstance(value, int) or value < least[name]:
+            if not isinstance(value, int) or isinstance(value, bool) or value < least[name]:
                 raise ValueError(f"{name}: expected an integer from {least[name]} on, got {value!r}")
 
 
