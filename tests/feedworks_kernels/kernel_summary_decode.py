@@ -122,15 +122,20 @@ def test_strides_do_not_matter():
 
 @pytest.mark.parametrize("far", ["slot", "head", "row"])
 def test_places_beyond_2_to_31(far):
-    """Memory that is never touched costs nothing."""
-    rows, width, large = 40, 16, 2**31 + 48
-    strides = {"slot": (large, 2 * rows * width), "head": (rows * width, large), "row": (0, 0)}[far]
-    shape, row_stride = ((2, 2, rows, width), width) if far != "row" else ((1, 1, 3, width), large // 2)
-    storage = torch.empty(large + 4 * rows * width, dtype=torch.bfloat16, device=DEVICE)
-    arguments = random_call((2, 4, shape[1], 1, shape[0], shape[2], width), torch.bfloat16)
+    """Memory that is never touched costs nothing. Each stride alone is below 2^31, the place is not."""
+    rows, width, large = 40, 16, 2**30 + 48
+    slot_stride, head_stride, row_stride = {
+        "slot": (large, rows * width, width),
+        "head": (rows * width, large, width),
+        "row": (width, width, large),
+    }[far]
+    sizes = {"slot": (3, 2, rows), "head": (1, 3, rows), "row": (1, 1, 3)}[far]
+    storage = torch.empty(2 * large + 4 * rows * width, dtype=torch.bfloat16, device=DEVICE)
+    arguments = random_call((2, 6, sizes[1], 1, sizes[0], sizes[2], width), torch.bfloat16)
     near = arguments[1]
-    arguments[1] = storage.as_strided(shape, (*(s // 16 * 16 for s in strides), row_stride, 1))
+    arguments[1] = storage.as_strided((*sizes, width), (slot_stride, head_stride, row_stride, 1))
     arguments[1].copy_(near)
+    arguments[5] = torch.tensor([sizes[0] - 1, 0], device=DEVICE)
     expected = definition([arguments[0], near, *arguments[2:]])
     assert_close(call(arguments), expected, torch.bfloat16)
 
