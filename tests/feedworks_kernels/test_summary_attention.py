@@ -66,7 +66,12 @@ def test_exact_with_blocks_of_full_size(dtype, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_exact_over_long_texts(dtype):
-    cases = [*sweep((133, 1030, 1301)), Case(4500, 32, 128, heads=(2, 1), width=128), Case(5000, 8, None)]
+    cases = [
+        *sweep((133,)),
+        *sweep((1030,))[::5],
+        Case(4500, 32, 128, heads=(1, 1), width=128),
+        Case(2500, 8, None, heads=(1, 1)),
+    ]
     for name, (error, case) in worst(cases, dtype).items():
         assert error <= TOLERANCE[dtype], (name, case)
 
