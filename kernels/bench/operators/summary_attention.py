@@ -43,7 +43,7 @@ class SummaryAttention(Operator):
     plan = Plan(
         modes=("forward", "backward"),
         shapes={"cpu": _lengths(_CPU, 4, 8, 16), "cuda": _lengths(_GPU, 8, 32, 128)},
-        quick={"n 256": {**_SMALL, "B": 1, "W": 6, "T": 256}},
+        quick={"n 128": {**_SMALL, "B": 1, "H": 2, "W": 4, "T": 128}},
         check={"n 200": {**_SMALL, "W": 3, "T": 200}, "n 301": {**_SMALL, "W": 5, "T": 301}},
         dtypes={"cpu": ("fp32",), "cuda": ("bf16",)},
     )
