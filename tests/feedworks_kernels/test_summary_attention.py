@@ -127,6 +127,15 @@ def test_a_window_of_zero_and_chunks_of_one(form):
         assert_close(got[row], weights @ values, torch.float64)
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.7, 3.0])
+def test_scale(form, scale):
+    text, summary = drawn(11, 1, 2, 1, 41, 8, chunk=4, dtype=torch.float64)
+    got = summary_attention(text, summary, chunk=4, window=2, scale=scale)
+    scaled = [Rows(rows.query_BHTD * scale * 8**0.5, *rows[1:]) for rows in (text, summary)]
+    for mine, theirs in zip(got, summary_attention(*scaled, chunk=4, window=2), strict=True):
+        assert_close(mine, theirs, torch.float64)
+
+
 @pytest.mark.parametrize("row", [0, 17, 40])
 def test_nothing_reads_the_future(form, row):
     text, summary = drawn(2, 1, 2, 1, 41, 8, chunk=4, dtype=torch.float64)
