@@ -77,9 +77,9 @@ TILES: dict[tuple[str, int, str], Tile] = {
     ("query", 128, "fp32"): Tile(16, 32, 32, 8, 2),
     ("summary_query", 64, "fp32"): Tile(32, 32, 32, 8, 2),
     ("summary_query", 128, "fp32"): Tile(16, 32, 32, 8, 2),
-    ("key", 64, "fp32"): Tile(16, 32, 16, 8, 2),
+    ("key", 64, "fp32"): Tile(32, 32, 32, 8, 2),
     ("key", 128, "fp32"): Tile(16, 32, 16, 8, 2),
-    ("key_packs", 64, "fp32"): Tile(16, 32, 16, 8, 2),
+    ("key_packs", 64, "fp32"): Tile(32, 32, 32, 8, 2),
     ("key_packs", 128, "fp32"): Tile(16, 32, 16, 8, 2),
 }
 
