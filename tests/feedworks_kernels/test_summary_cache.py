@@ -57,7 +57,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(
         chunk=st.sampled_from([1, 2, 4]),
-        window=st.sampled_from([0, 1, 2, None]),
+        window=st.sampled_from([0, 1, 2, 9, None]),
         summaries=st.sampled_from([1, 2]),
         seed=st.integers(0, 2**31),
         form=st.sampled_from(["eager", "reference"]),

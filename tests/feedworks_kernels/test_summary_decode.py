@@ -200,3 +200,15 @@ def test_compiles_and_exports():
     assert any("cache_attention" in str(node.target) for node in program.graph.nodes)
     more = random_call(torch.float32, seed=1, num_batch=7)
     close(program.module()(*more), Decoder()(*more), torch.float32)
+
+
+@pytest.mark.parametrize("window", [1, 4, None])
+def test_a_cache_that_grows_keeps_its_rows(window):
+    """Its ring grows too, where the window is wider than the first capacity."""
+    layout = CacheLayout(2, window, 5, 2)
+    data = sequences(layout, 2, 30)
+    cache = poisoned_cache(layout, 2)
+    cache.prefill([1, 0], *data[:2], [5, 3])
+    with poisoned_memory():
+        cache.reserve(30)
+    decode(cache, data, [1, 0], [5, 3], 25)
