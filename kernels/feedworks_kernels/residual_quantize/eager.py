@@ -26,8 +26,7 @@ def residual_quantize(x_ND: Tensor, codebooks_LCD: Tensor, normalise: bool) -> t
     codes_NL = torch.empty(num_rows, num_levels, dtype=torch.int64, device=x_ND.device)
     # -r is kept instead of r: the score is then one product plus a bias, with the codebook as it is.
     negative_ND = x_ND.neg().contiguous()
-    least_rows = max(_BLOCK_ROWS, _BLOCK_BYTES // (num_codes * x_ND.element_size()))
-    rows = -(-num_rows // max(1, num_rows // least_rows)) or 1
+    rows = _block_rows(num_rows, num_codes, x_ND.element_size())
     with _full_precision(x_ND.device):
         for low in range(0, num_rows, rows):
             negative_MD, codes_ML = negative_ND[low : low + rows], codes_NL[low : low + rows]
@@ -40,14 +39,30 @@ def residual_quantize(x_ND: Tensor, codebooks_LCD: Tensor, normalise: bool) -> t
 
 
 def product_quantize(x_NMD: Tensor, codebooks_MCD: Tensor) -> tuple[Tensor, Tensor]:
-    """Each book in turn. Arguments and result as `feedworks_kernels.product_quantize`."""
+    """Each book in turn, block by block. As `feedworks_kernels.product_quantize`."""
     work = torch.float64 if x_NMD.dtype == torch.float64 else torch.float32
+    codebooks_MCD = codebooks_MCD.to(work)
+    half_square_MC = torch.linalg.vector_norm(codebooks_MCD, dim=2).square_() / 2
     codes_NM = torch.empty(x_NMD.shape[:2], dtype=torch.int64, device=x_NMD.device)
     residual_NMD = torch.empty(x_NMD.shape, dtype=work, device=x_NMD.device)
-    for book, codebook_CD in enumerate(codebooks_MCD):
-        code_N1, residual_ND = residual_quantize(x_NMD[:, book], codebook_CD.unsqueeze(0), False)
-        codes_NM[:, book], residual_NMD[:, book] = code_N1[:, 0], residual_ND
+    num_rows = x_NMD.shape[0]
+    rows = _block_rows(num_rows, codebooks_MCD.shape[1], residual_NMD.element_size())
+    with _full_precision(x_NMD.device):
+        for low in range(0, num_rows, rows):
+            high = min(num_rows, low + rows)
+            for book, codebook_CD in enumerate(codebooks_MCD):
+                # The rows of one book lie apart: a copy that stays in the cache is their only pass.
+                negative_RD = x_NMD[low:high, book].to(work).neg()
+                code_R = _nearest(negative_RD, codebook_CD, half_square_MC[book])
+                codes_NM[low:high, book] = code_R
+                torch.neg(negative_RD.add_(codebook_CD[code_R]), out=residual_NMD[low:high, book])
     return codes_NM, residual_NMD
+
+
+def _block_rows(num_rows: int, num_codes: int, number_bytes: int) -> int:
+    """Return how many rows a block has: as even as may be, scores of about `_BLOCK_BYTES`."""
+    least_rows = max(_BLOCK_ROWS, _BLOCK_BYTES // (num_codes * number_bytes))
+    return -(-num_rows // max(1, num_rows // least_rows)) or 1
 
 
 def _nearest(negative_MD: Tensor, codebook_CD: Tensor, half_square_C: Tensor) -> Tensor:

@@ -19,36 +19,45 @@ _FAR = 1e16
 def residual_codes(x_ND: Tensor, codebooks_LCD: Tensor, normalise: bool) -> tuple[Tensor, Tensor]:
     """Run the form that belongs to the device. Arguments and result as `residual_quantize`."""
     codes_NL, residual_ND = implementation(_OP, x_ND.device)(x_ND, codebooks_LCD, normalise)
-    _refuse_nan(residual_ND)
-    _refuse_far(x_ND if normalise else residual_ND, codebooks_LCD)
+    _refuse_odd(residual_ND, codebooks_LCD, x_ND if normalise else None)
     return codes_NL, residual_ND
 
 
 def product_codes(x_NMD: Tensor, codebooks_MCD: Tensor) -> tuple[Tensor, Tensor]:
     """Run the form that belongs to the device. Arguments and result as `product_quantize`."""
     codes_NM, residual_NMD = implementation(_OP, x_NMD.device, "product_quantize")(x_NMD, codebooks_MCD)
-    _refuse_nan(residual_NMD)
-    _refuse_far(residual_NMD, codebooks_MCD)
+    _refuse_odd(residual_NMD, codebooks_MCD)
     return codes_NM, residual_NMD
 
 
-def _refuse_nan(residual: Tensor) -> None:
-    """Any NaN or inf that took part is left in the residual. The sum, a quick look, may itself overflow."""
-    if residual.is_cuda or not residual.numel():
+def _refuse_odd(residual: Tensor, codebooks: Tensor, scaled_ND: Tensor | None = None) -> None:
+    """Refuse NaN and inf, which the residual keeps of what took part, and numbers whose squares leave fp32.
+
+    Args:
+        residual: what is left of the vectors, as large as they were unless they were scaled.
+        codebooks: the codes.
+        scaled_ND: the vectors, where they were scaled to unit length.
+    """
+    if residual.is_cuda:
         return
-    if not residual.sum().isfinite() and not residual.isfinite().all():
+    most = _largest(residual)
+    if not most < torch.inf:
         row = int((~residual.isfinite()).flatten(1).any(dim=1).int().argmax())
         raise ValueError(f"x row {row} or the codebooks hold NaN or inf: expected finite values")
-
-
-def _refuse_far(x: Tensor, codebooks: Tensor) -> None:
-    """Squares of larger numbers, summed over the width, leave fp32 and would give any code."""
-    if x.is_cuda or x.dtype == torch.float64:
+    if residual.dtype == torch.float64:
         return
-    for name, tensor in (("codebooks", codebooks), ("x", x)):
-        most = max(abs(float(bound)) for bound in torch.aminmax(tensor)) if tensor.numel() else 0.0
+    found = {"codebooks": _largest(codebooks), "x": most if scaled_ND is None else _largest(scaled_ND)}
+    for name, most in found.items():
         if most > _FAR:
             raise ValueError(f"{name}: expected numbers of at most 1e16, for squares in fp32, got {most:.3g}")
+
+
+def _largest(tensor: Tensor) -> float:
+    """Return the largest absolute value; NaN if there is one, 0 of nothing."""
+    if not tensor.numel():
+        return 0.0
+    low, high = (float(bound) for bound in torch.aminmax(tensor))
+    return max(-low, high)
 
 
 residual_quantize = library.custom_op(
