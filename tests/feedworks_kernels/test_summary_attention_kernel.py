@@ -118,7 +118,6 @@ def test_every_tile_for_hopper(direction, width, tile):
     assert_fast(compiled(direction, width, tile, 90, **packs_of(direction)), 90)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "choices",
     [{}, {"PACKED": True}, {"PACK": 1}, {"PACK": 2, "PACKED": True}, {"of": "fp16"}, {"SPLITS": 2}],
@@ -133,7 +132,6 @@ def test_every_choice_for_hopper(direction, width, tile, choices):
         assert_fast(compiled(place, width, tile, 90, **packs_of(direction) | choices), 90)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("direction", "width", "tile"), entries("ampere", 64, 128), ids=name)
 def test_every_tile_for_ampere(direction, width, tile):
     machine = compiled(direction, width, tile, 80, **packs_of(direction))
@@ -141,7 +139,6 @@ def test_every_tile_for_ampere(direction, width, tile):
     assert machine.shared_bytes <= SHARED[86]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize(("direction", "width", "tile"), entries("fp32", 64, 128), ids=name)
 def test_every_tile_for_fp32(direction, width, tile, precision):
