@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import library
 
 from feedworks_kernels import beam_step
 from feedworks_kernels.testing import assert_close, forced, poisoned_memory, random_level
@@ -159,7 +160,7 @@ def test_one_node_of_torch(normalise, per_beam):
     generator = torch.Generator().manual_seed(8)
     level = random_level(generator, 8, 40)
     arguments = torch.randn(2, 4, 40, generator=generator), -torch.rand(2, 4), torch.arange(8).view(2, 4)
-    torch.library.opcheck(registration.beam_step, (*arguments, *level, 9, normalise, per_beam))
+    library.opcheck(registration.beam_step, (*arguments, *level, 9, normalise, per_beam))
 
     def run(logits, score, node):
         return beam_step(logits, score, node, *level, 9, normalise, per_beam=per_beam)

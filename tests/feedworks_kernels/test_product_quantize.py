@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import library
 
 from feedworks_kernels import product_quantize, residual_quantize
 from feedworks_kernels.testing import assert_close, forced, poisoned_memory
@@ -109,7 +110,7 @@ def test_one_node_of_torch(op, requires_grad):
             return residual_quantize(x, codebooks, normalise=True)
         return product_quantize(x, codebooks)
 
-    torch.library.opcheck(getattr(registration, f"{op}_quantize"), (x, codebooks, *more))
+    library.opcheck(getattr(registration, f"{op}_quantize"), (x, codebooks, *more))
     x = x.requires_grad_(requires_grad)
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
     for got, expected in zip(compiled(x), run(x), strict=True):

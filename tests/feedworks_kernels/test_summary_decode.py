@@ -6,6 +6,7 @@ import importlib
 
 import pytest
 import torch
+from torch import library
 
 from feedworks_kernels import CacheLayout, Rows, SummaryCache, cache_attention, summary_attention
 from feedworks_kernels.testing import TOLERANCE, forced, poisoned_memory
@@ -173,13 +174,13 @@ def test_nothing_to_do():
 
 
 def test_the_operators_of_torch_are_sound():
-    torch.library.opcheck(registration.cache_attention, (*random_call(), 0.5))
+    library.opcheck(registration.cache_attention, (*random_call(), 0.5))
     cache = SummaryCache(CacheLayout(4, 3, 60, 2), 3, G, D)
     places = cache.places(torch.tensor([2, 0]))
     new = torch.randn(2, G, 3, D)
     caches = cache.key_NGLD.zero_(), cache.value_NGLD.zero_()
-    torch.library.opcheck(registration.cache_write, (*caches, new, new, places.slot_B, places.write_BQ))
-    torch.library.opcheck(registration.cache_move, (*caches, places.slot_B, places.move_BP))
+    library.opcheck(registration.cache_write, (*caches, new, new, places.slot_B, places.write_BQ))
+    library.opcheck(registration.cache_move, (*caches, places.slot_B, places.move_BP))
 
 
 class Decoder(torch.nn.Module):
