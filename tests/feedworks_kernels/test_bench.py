@@ -374,3 +374,12 @@ def test_make_bench_is_this_bench_and_a_name_is_a_papers_own():
             [*command, *name], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
         )
         assert expected in done.stdout
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def halt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(run._COMMANDS, "list", halt)
+    assert run.main(["list", "--device=cpu"]) == 130
+    assert capsys.readouterr().err.strip() == "stopped; rows written before this case are kept"
