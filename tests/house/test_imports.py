@@ -13,7 +13,17 @@ from .source import ROOT, library_modules
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "components"), str(ROOT / "kernels")])}
 # Libraries of the extra [train], and those of all the others.
-TRAIN = {"torch", "lightning", "safetensors", "faiss", "sklearn", "scipy", "matplotlib"}
+TRAIN = {
+    "torch",
+    "lightning",
+    "safetensors",
+    "faiss",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "transformers",
+    "tokenizers",
+}
 OTHERS = {"kfp", "kfp_kubernetes", "feast", "duckdb", "great_expectations", "bentoml", "kubernetes"}
 ORCHESTRATION = {
     "component.py",
