@@ -1,0 +1,140 @@
+"""KSA (arXiv 2604.24432): one layer of the decoder, over text rows and summary rows in one pass.
+
+Shape letters: B batch, T text tokens, S chunks that end or summary rows, R = T + S rows, D width, H query
+heads, G key and value heads, E width of a head, m summaries of a chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3DecoderLayer, apply_rotary_pos_emb
+
+from feedworks.ksa import attention
+from feedworks.ksa.architecture import Qwen3KsaConfig
+from feedworks.ksa.attention import Plan
+from feedworks.ksa.cache import DecodePlan, KsaCache
+from feedworks_kernels.summary_attention import Rows
+
+
+class KsaAttention(Qwen3Attention):
+    """Qwen3's attention with projections of their own for summary rows, and this layer's window W."""
+
+    def __init__(self, config: Qwen3KsaConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.window = config.layer_windows[layer_idx]
+        self.summary_weight = config.summary_weight
+        self.has_own = bool(config.summaries and config.summary_projections)
+        if self.has_own:
+            for name in ("q", "k", "v"):
+                base = getattr(self, f"{name}_proj")
+                own = nn.Linear(base.in_features, base.out_features, bias=config.attention_bias)
+                setattr(self, f"{name}_summary", own)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: KsaCache | None = None,
+        *,
+        plan: Plan | DecodePlan,
+        **unused: Any,
+    ) -> tuple[Tensor, None]:
+        """Attend; keep keys and values in the cache if there is one.
+
+        Args:
+            hidden_states: (B, R, D); (1, B + S m, D) of a decoding step.
+            position_embeddings: cosine and sine for each row.
+            attention_mask: not used.
+            past_key_values: what a prompt or a step is added to.
+            plan: how the rows are laid out.
+            unused: what transformers hands to every layer.
+
+        Returns:
+            (B, R, D), and no weights.
+        """
+        query, key, value = self._project(hidden_states, plan.num_text)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        # Under autocast the norms leave queries and keys in fp32 and values in bf16.
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        if isinstance(plan, DecodePlan):
+            assert past_key_values is not None
+            out = self._step(query, key, value, past_key_values, plan)
+        else:
+            if past_key_values is not None:
+                text, summary = (
+                    Rows(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b]) for a, b in plan.parts
+                )
+                past_key_values.store(self.layer_idx, text, summary, plan.slots, plan.lengths)
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+                self.config._attn_implementation, attention.forward
+            )
+            out, _ = attend(self, query, key, value, None, scaling=self.scaling, plan=plan)
+        projected: Tensor = self.o_proj(out.reshape(*hidden_states.shape[:-1], -1))
+        if isinstance(plan, Plan) and plan.outputs is not None:
+            plan.outputs.append(projected[:, : plan.num_text])
+        return projected, None
+
+    def _project(self, rows_BRD: Tensor, num_text: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, H, R, E), keys and values (B, G, R, E) before rotation."""
+        weight = self.summary_weight if self.has_own and rows_BRD.shape[1] > num_text else 0.0
+        if not weight:
+            return self._heads(rows_BRD, "proj")
+        summary_BSD = rows_BRD[:, num_text:]
+        summary = self._heads(summary_BSD, "summary")
+        if weight < 1:
+            shared = self._heads(summary_BSD, "proj")
+            query, key, value = (
+                torch.lerp(old, own, weight) for old, own in zip(shared, summary, strict=True)
+            )
+            summary = (query, key, value)
+        text = self._heads(rows_BRD[:, :num_text], "proj")
+        query, key, value = (torch.cat(pair, dim=2) for pair in zip(text, summary, strict=True))
+        return query, key, value
+
+    def _heads(self, rows_BRD: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:
+        shape = (*rows_BRD.shape[:-1], -1, self.head_dim)
+        query, key, value = (
+            getattr(self, f"{name}_{kind}")(rows_BRD).view(shape) for name in ("q", "k", "v")
+        )
+        return self.q_norm(query).transpose(1, 2), self.k_norm(key).transpose(1, 2), value.transpose(1, 2)
+
+    def _step(self, query: Tensor, key: Tensor, value: Tensor, cache: KsaCache, plan: DecodePlan) -> Tensor:
+        """Return (1, B + S m, H E) of one token for each of B sequences and the summaries of S chunks."""
+        num_text, num_summaries = plan.num_text, self.config.summaries
+        text = Rows(*(rows[0, :, :num_text].transpose(0, 1)[:, :, None] for rows in (query, key, value)))
+        summary = None
+        if query.shape[2] > num_text:
+            behind = (
+                torch.split(rows[0, :, num_text:], num_summaries, dim=1) for rows in (query, key, value)
+            )
+            summary = Rows(*(torch.stack(rows) for rows in behind))
+        out = cache.step(self.layer_idx, text, summary, plan, self.scaling)
+        flat = [out.text_BHQD.flatten(1)]
+        if summary is not None:
+            assert out.summary_BHmD is not None
+            flat.append(out.summary_BHmD.transpose(1, 2).flatten(2).flatten(0, 1))
+        return torch.cat(flat)[None]
+
+
+class Qwen3KsaDecoderLayer(Qwen3DecoderLayer):
+    """Qwen3's layer around `KsaAttention`; may leave summary rows as they are (`summary_bypass`)."""
+
+    def __init__(self, config: Qwen3KsaConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.self_attn = KsaAttention(config, layer_idx)
+        self.passes_by = config.summary_bypass and self.self_attn.window is None
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """Return (B, R, D)."""
+        num_text = kwargs["plan"].num_text
+        if not self.passes_by or hidden_states.shape[1] == num_text:
+            whole: Tensor = super().forward(hidden_states, **kwargs)
+            return whole
+        kwargs["position_embeddings"] = tuple(part[:, :num_text] for part in kwargs["position_embeddings"])
+        text = super().forward(hidden_states[:, :num_text], **kwargs)
+        return torch.cat((text, hidden_states[:, num_text:]), dim=1)

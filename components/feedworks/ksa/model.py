@@ -1,0 +1,286 @@
+"""KSA (Kwai Summary Attention, arXiv 2604.24432): Qwen3 whose layers read far text through summaries.
+
+Text and summary rows are stored apart, text first: one pass through the norms, the feed-forward layers and
+the output projections serves both, and their attention needs no mask. Shape letters: B batch, T text tokens,
+S summary rows = m floor(T / k), R = T + S rows, D width, V vocabulary, H query heads, G key and value heads,
+E width of a head, N cache slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3ForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.qwen3.modeling_qwen3 import (
+    Qwen3PreTrainedModel,
+    Qwen3RMSNorm,
+    Qwen3RotaryEmbedding,
+)
+
+from feedworks.ksa import attention
+from feedworks.ksa.architecture import Qwen3KsaConfig
+from feedworks.ksa.attention import Plan
+from feedworks.ksa.cache import DecodePlan, KsaCache
+from feedworks.ksa.layer import KsaAttention, Qwen3KsaDecoderLayer
+from feedworks.ksa.padding import Alignment
+from feedworks_kernels.summary_attention import first_chunks
+
+
+class Qwen3KsaPreTrainedModel(Qwen3PreTrainedModel):
+    """What transformers is told about the models here."""
+
+    config: Qwen3KsaConfig
+    config_class = Qwen3KsaConfig
+    _no_split_modules = ["Qwen3KsaDecoderLayer"]  # noqa: RUF012
+    _can_record_outputs: dict[str, Any] = {}  # noqa: RUF012
+    _can_compile_fullgraph = False
+
+
+class Qwen3KsaModel(Qwen3KsaPreTrainedModel):
+    """The decoder without its head: token ids to states of the text rows."""
+
+    def __init__(self, config: Qwen3KsaConfig) -> None:
+        config._attn_implementation = attention.NAME
+        super().__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        if config.summaries:
+            self.summary_embedding = nn.Embedding(config.summaries, config.hidden_size)
+        self.layers = nn.ModuleList(
+            Qwen3KsaDecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
+        )
+        self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = Qwen3RotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def text_states(
+        self,
+        input_ids_BT: Tensor,
+        *,
+        document_BT: Tensor | None = None,
+        full: bool = False,
+        attention_outputs: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Return the last layer's normed states (B, T, D) of the text.
+
+        Args:
+            input_ids_BT: token ids.
+            document_BT: numbers of packed documents, each from a chunk's border on; text of one never reads
+                another. None: one document per row.
+            full: all layers read all text raw and there are no summary rows: the model before its conversion.
+            attention_outputs: takes (B, T, D) of each layer, after the output projection.
+
+        Raises:
+            ValueError: a document starts inside a chunk.
+        """
+        plan = Plan(input_ids_BT.shape[1], document_BT=document_BT, full=full, outputs=attention_outputs)
+        return self.read(input_ids_BT, plan)
+
+    def read(self, input_ids_BT: Tensor, plan: Plan, cache: KsaCache | None = None) -> Tensor:
+        """Return the states (B, T, D) of prompts, and keep their keys and values in a cache."""
+        chunk, summaries = self.config.chunk, self.config.summaries
+        text_BTD = self.embed_tokens(input_ids_BT)
+        num_chunks = 0 if plan.full else plan.num_text // chunk
+        position_R = torch.arange(plan.num_text, device=text_BTD.device)
+        rows_BRD = text_BTD
+        if summaries and num_chunks:
+            chunk_C = torch.arange(num_chunks, device=text_BTD.device)
+            position_R = torch.cat((position_R, self._summary_positions(chunk_C)))
+            summary_SD = self.summary_embedding.weight.repeat(num_chunks, 1)
+            rows_BRD = torch.cat(
+                (text_BTD, summary_SD.expand(len(text_BTD), -1, -1).to(text_BTD.dtype)), dim=1
+            )
+            if plan.document_BT is not None:
+                plan = plan._replace(first_chunk_BC=first_chunks(plan.document_BT, chunk))
+        return self._through(rows_BRD, position_R[None], plan, cache)
+
+    def step(self, token_B: Tensor, plan: DecodePlan, cache: KsaCache) -> Tensor:
+        """Return the states (B, D) of one more token for each sequence."""
+        text_BD = self.embed_tokens(token_B)
+        rows_RD, position_R = text_BD, plan.length_B
+        if plan.ending_S is not None:
+            chunk_S = plan.length_B[plan.ending_S] // self.config.chunk
+            position_R = torch.cat((position_R, self._summary_positions(chunk_S)))
+            rows_RD = torch.cat((text_BD, self.summary_embedding.weight.repeat(len(chunk_S), 1)))
+        return self._through(rows_RD[None], position_R[None], plan, cache)[0]
+
+    def _through(
+        self, rows_BRD: Tensor, position_BR: Tensor, plan: Plan | DecodePlan, cache: KsaCache | None
+    ) -> Tensor:
+        angles = self.rotary_emb(rows_BRD, position_BR)
+        for layer in self.layers:
+            rows_BRD = layer(rows_BRD, position_embeddings=angles, past_key_values=cache, plan=plan)
+        normed: Tensor = self.norm(rows_BRD[:, : plan.num_text])
+        return normed
+
+    def _summary_positions(self, chunk_C: Tensor) -> Tensor:
+        """Return the positions (C m) of the chunks' summaries: m = 1 stands on the chunk's last token."""
+        chunk, summaries = self.config.chunk, self.config.summaries
+        behind_m = torch.arange(1, summaries + 1, device=chunk_C.device) * chunk // summaries - 1
+        return (chunk_C[:, None] * chunk + behind_m).flatten()
+
+
+class Qwen3KsaForCausalLM(Qwen3KsaPreTrainedModel, Qwen3ForCausalLM):
+    """Qwen3 for causal language modelling with summary attention.
+
+    `forward` and `generate` are transformers'; `prefill` and `decode` serve sequences of unequal lengths in
+    the slots of one cache.
+    """
+
+    def __init__(self, config: Qwen3KsaConfig) -> None:
+        Qwen3PreTrainedModel.__init__(self, config)
+        self.model = Qwen3KsaModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: KsaCache | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int = 0,
+        document_BT: Tensor | None = None,
+        **unused: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return logits of the text rows, (B, T, V) or of the last `logits_to_keep`.
+
+        Args:
+            input_ids: (B, T); with sequences in the cache (B, 1).
+            attention_mask: (B, T), 1 for tokens, on one side 0 for padding; its logits mean nothing.
+            past_key_values: an empty cache takes the prompts, row b in slot b.
+            labels: (B, T), -100 for none; gives the mean cross-entropy of the next token.
+            logits_to_keep: 0 keeps all.
+            document_BT: see `Qwen3KsaModel.text_states`.
+            unused: what transformers hands to every model.
+
+        Raises:
+            ValueError: padding inside a text, or shapes that do not fit the cache.
+        """
+        if past_key_values is not None and any(past_key_values.lengths):
+            slots = range(len(input_ids))
+            logits_BTV = self.decode(input_ids[:, -1], past_key_values, slots)[:, None]
+            return CausalLMOutputWithPast(logits=logits_BTV, past_key_values=past_key_values)
+        alignment = Alignment.of(input_ids, attention_mask)
+        plan = Plan(input_ids.shape[1], document_BT=document_BT)
+        if past_key_values is None:
+            states_BTD = self.model.read(alignment.align(input_ids), plan)
+        else:
+            lengths = alignment.lengths()
+            states_BTD = self._fill(alignment.align(input_ids), lengths, past_key_values, range(len(lengths)))
+        states_BTD = alignment.restore(states_BTD)
+        logits = self.lm_head(states_BTD[:, -logits_to_keep:] if logits_to_keep else states_BTD)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    @torch.no_grad()
+    def prefill(
+        self, input_ids_BT: Tensor, lengths: Sequence[int], cache: KsaCache, slots: Sequence[int]
+    ) -> Tensor:
+        """Put prompts into empty slots and return the logits (B, V) after their last tokens.
+
+        Args:
+            input_ids_BT: prompts, padded on the right.
+            lengths: tokens of each, at least 1.
+            cache: of this model.
+            slots: one for each prompt.
+
+        Raises:
+            ValueError: a slot is busy or a prompt longer than the capacity; the slots are left empty.
+        """
+        states_BTD = self._fill(input_ids_BT, lengths, cache, slots)
+        last_B = torch.tensor(list(lengths), device=states_BTD.device) - 1
+        logits: Tensor = self.lm_head(states_BTD[torch.arange(len(last_B), device=last_B.device), last_B])
+        return logits
+
+    def _fill(
+        self, input_ids_BT: Tensor, lengths: Sequence[int], cache: KsaCache, slots: Sequence[int]
+    ) -> Tensor:
+        cache.require_free(slots)
+        plan = Plan(input_ids_BT.shape[1], slots=tuple(slots), lengths=tuple(lengths))
+        try:
+            with torch.no_grad():
+                states_BTD = self.model.read(input_ids_BT, plan, cache)
+        except BaseException:
+            cache.reset(slots)
+            raise
+        cache.filled(slots, lengths)
+        return states_BTD
+
+    @torch.no_grad()
+    def decode(self, token_B: Tensor, cache: KsaCache, slots: Sequence[int]) -> Tensor:
+        """Add one token to each of some sequences and return the logits (B, V) after it.
+
+        Args:
+            token_B: token ids.
+            cache: of this model.
+            slots: slot of each sequence, none twice; an empty one starts with this token.
+
+        Raises:
+            ValueError: a slot is not there or full; nothing is changed.
+        """
+        plan = cache.plan(slots)
+        states_BD = self.model.step(token_B, plan, cache)
+        cache.stepped(slots)
+        logits: Tensor = self.lm_head(states_BD)
+        return logits
+
+    def _prepare_cache_for_generation(  # transformers' hook: it would make a cache of another kind
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        if not generation_config.use_cache or model_kwargs.get("past_key_values") is not None:
+            return
+        copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+        model_kwargs["past_key_values"] = KsaCache(
+            self.config, batch_size * copies, max_cache_length + 1, dtype=self.dtype, device=self.device
+        )
+
+    def summary_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield what a conversion adds: the summary embedding and the summary rows' projections."""
+        for name, parameter in self.named_parameters():
+            if "_summary." in name or "summary_embedding." in name:
+                yield name, parameter
+
+    def set_summary_weight(self, weight: float) -> None:
+        """Set lambda, the share of the summary rows' own projections; the rest is the text's.
+
+        Raises:
+            ValueError: it is not in 0 .. 1.
+        """
+        if not 0 <= weight <= 1:
+            raise ValueError(f"lambda {weight}: expected 0 .. 1")
+        self.config.summary_weight = weight
+        for module in self.modules():
+            if isinstance(module, KsaAttention):
+                module.summary_weight = weight
+
+    def drop_summary_projections(self) -> None:
+        """Remove the summary rows' own projections, which lambda = 0 does not use.
+
+        Raises:
+            ValueError: lambda is not 0.
+        """
+        if self.config.summary_weight:
+            raise ValueError(f"lambda is {self.config.summary_weight}: anneal it to 0 first")
+        self.config.summary_projections = False
+        for module in self.modules():
+            if isinstance(module, KsaAttention) and module.has_own:
+                module.has_own = False
+                del module.q_summary, module.k_summary, module.v_summary
+
+
+AutoConfig.register(Qwen3KsaConfig.model_type, Qwen3KsaConfig)
+AutoModelForCausalLM.register(Qwen3KsaConfig, Qwen3KsaForCausalLM)
