@@ -28,7 +28,10 @@ FORBIDDEN_TEXT = re.compile(
     )
 )
 NOWHERE = "/"  # no file name ends so
-MODEL_OF_TRANSFORMERS = ("architecture", "attention", "rows", "model", "cache", "generation", "checkpoint")
+MODEL_OF_TRANSFORMERS = (
+    *("architecture", "attention", "layer", "rows", "padding", "model", "cache"),
+    *("generation", "checkpoint"),
+)
 # Loaded inside the function that needs it, or at the top of the one file that exists for it.
 HEAVY = {
     "kfp": "component.py",
