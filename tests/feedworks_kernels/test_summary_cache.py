@@ -126,6 +126,29 @@ class Machine(RuleBasedStateMachine):
             )
             assert_close(got, expected, FLOAT)
 
+    @rule(slot=st.integers(0, 2), number=st.integers(1, 15))
+    def extend(self, slot, number):
+        layout, sequence = self.cache.layout, self.sequences[slot]
+        number = min(number, layout.capacity - len(sequence))
+        if not number:
+            return
+        ended = (len(sequence) + number) // layout.chunk - len(sequence) // layout.chunk
+        text, summary = self.rows(1, number), self.rows(1, ended * layout.summaries)
+        plan = self.cache.extension(len(sequence), number)
+        out = self.cache.extend(slot, text, summary, plan)
+        for t in range(number):
+            sequence.append([x[0, :, t : t + 1] for x in text[1:]], [x[0, :, :0] for x in summary[1:]])
+            expected = sequence.text_row(text.query_BHTD[0, :, t])
+            assert_close(out.text_BHQD[0, :, t], expected, FLOAT)
+            if len(sequence) % layout.chunk:
+                continue
+            done = len(sequence) // layout.chunk - (len(sequence) - t - 1) // layout.chunk - 1
+            new = slice(done * layout.summaries, (done + 1) * layout.summaries)
+            sequence.append([x[0, :, :0] for x in text[1:]], [x[0, :, new] for x in summary[1:]])
+            for j in range(layout.summaries):
+                got = out.summary_BHmD[0, :, new][:, j]
+                assert_close(got, sequence.summary_row(summary.query_BHTD[0, :, new][:, j], j), FLOAT)
+
     @rule(slot=st.integers(0, 2))
     def reset(self, slot):
         self.cache.reset([slot])
@@ -160,6 +183,22 @@ TestAnyOrder = Machine.TestCase
 
 def rows(batch, number, dtype=torch.float32, device="cpu", heads=(H, G, G), width=D):
     return Rows(*(torch.randn(batch, n, number, width, dtype=dtype, device=device) for n in heads))
+
+
+def test_an_extension_says_what_is_wrong():
+    cache = SummaryCache(CacheLayout(4, 1, 16), 2, G, D)
+    plan = cache.extension(0, 6)
+    text, summary = rows(1, 6), rows(1, 1)
+    with pytest.raises(ValueError, match="12 tokens behind 5: expected at least 1, and together at most 16"):
+        cache.extension(5, 12)
+    cache.extend(1, text, summary, plan)
+    with pytest.raises(ValueError, match="slot 1 holds 6 tokens: the extension is for 0"):
+        cache.extend(1, text, summary, plan)
+    with pytest.raises(ValueError, match=r"summary query: expected torch.float32 \(1, 4, 1, 4\)"):
+        cache.extend(0, text, rows(1, 2), plan)
+    with pytest.raises(ValueError, match="slot 2"):
+        cache.extend(2, text, summary, plan)
+    assert cache.length_N.tolist() == [0, 6]
 
 
 def test_order_of_the_rows_does_not_matter():

@@ -40,11 +40,6 @@ class Plan(NamedTuple):
     slots: tuple[int, ...] = ()
     lengths: tuple[int, ...] = ()
 
-    @property
-    def parts(self) -> tuple[tuple[int, int | None], tuple[int, int | None]]:
-        """First row and end of the text rows, and of the summary rows."""
-        return (0, self.num_text), (self.num_text, None)
-
 
 def forward(
     module: Any,

@@ -16,7 +16,7 @@ from transformers import Cache
 from feedworks.errors import ConfigError
 from feedworks.ksa.architecture import Qwen3KsaConfig
 from feedworks_kernels.summary_attention import Rows
-from feedworks_kernels.summary_decode import CacheLayout, DecodeStep, Places, SummaryCache
+from feedworks_kernels.summary_decode import CacheLayout, DecodeStep, Extension, Places, SummaryCache
 
 
 class DecodePlan(NamedTuple):
@@ -38,6 +38,20 @@ class DecodePlan(NamedTuple):
     def num_text(self) -> int:
         """B: the first rows of the pass."""
         return len(self.slot_B)
+
+
+class ExtendPlan(NamedTuple):
+    """Several more tokens of one sequence; the same for all layers of one layout.
+
+    Attributes:
+        num_text: T.
+        slot: of the sequence.
+        extensions: for each distinct layout, what the new rows read.
+    """
+
+    num_text: int
+    slot: int
+    extensions: dict[CacheLayout, Extension]
 
 
 class KsaCache(Cache):
@@ -128,6 +142,29 @@ class KsaCache(Cache):
         """Note that a token has been added in all layers."""
         for slot in slots:
             self.lengths[slot] += 1
+
+    def plan_extension(self, slot: int, num_tokens: int) -> ExtendPlan:
+        """Say what the next tokens of one sequence write and read.
+
+        Raises:
+            ValueError: the slot is not there, or they are more than the capacity.
+        """
+        if not 0 <= slot < len(self.lengths):
+            raise ValueError(f"slot {slot}: expected 0 .. {len(self.lengths) - 1}")
+        extensions: dict[CacheLayout, Extension] = {}
+        for ring in self.rings:
+            if ring.layout not in extensions:
+                extensions[ring.layout] = ring.extension(self.lengths[slot], num_tokens)
+        return ExtendPlan(num_tokens, slot, extensions)
+
+    def extend(self, layer: int, text: Rows, summary: Rows, plan: ExtendPlan, scale: float) -> DecodeStep:
+        """Add several tokens of one sequence to a layer, and the summaries of the chunks they end; attend."""
+        ring = self.rings[layer]
+        return ring.extend(plan.slot, text, summary, plan.extensions[ring.layout], scale=scale)
+
+    def extended(self, plan: ExtendPlan) -> None:
+        """Note that the tokens have been added in all layers."""
+        self.lengths[plan.slot] += plan.num_text
 
     def free_slots(self) -> list[int]:
         """Return the slots that hold no sequence."""

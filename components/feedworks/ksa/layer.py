@@ -16,7 +16,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3Decode
 from feedworks.ksa import attention
 from feedworks.ksa.architecture import Qwen3KsaConfig
 from feedworks.ksa.attention import Plan
-from feedworks.ksa.cache import DecodePlan, KsaCache
+from feedworks.ksa.cache import DecodePlan, ExtendPlan, KsaCache
 from feedworks_kernels.summary_attention import Rows
 
 
@@ -41,7 +41,7 @@ class KsaAttention(Qwen3Attention):
         attention_mask: Tensor | None = None,
         past_key_values: KsaCache | None = None,
         *,
-        plan: Plan | DecodePlan,
+        plan: Plan | DecodePlan | ExtendPlan,
         **unused: Any,
     ) -> tuple[Tensor, None]:
         """Attend; keep keys and values in the cache if there is one.
@@ -64,11 +64,15 @@ class KsaAttention(Qwen3Attention):
         if isinstance(plan, DecodePlan):
             assert past_key_values is not None
             out = self._step(query, key, value, past_key_values, plan)
+        elif isinstance(plan, ExtendPlan):
+            assert past_key_values is not None
+            text, summary = _parts(query, key, value, plan.num_text)
+            both = past_key_values.extend(self.layer_idx, text, summary, plan, self.scaling)
+            assert both.summary_BHmD is not None
+            out = torch.cat((both.text_BHQD, both.summary_BHmD), dim=2).transpose(1, 2)
         else:
             if past_key_values is not None:
-                text, summary = (
-                    Rows(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b]) for a, b in plan.parts
-                )
+                text, summary = _parts(query, key, value, plan.num_text)
                 past_key_values.store(self.layer_idx, text, summary, plan.slots, plan.lengths)
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(
                 self.config._attn_implementation, attention.forward
@@ -138,3 +142,11 @@ class Qwen3KsaDecoderLayer(Qwen3DecoderLayer):
         kwargs["position_embeddings"] = tuple(part[:, :num_text] for part in kwargs["position_embeddings"])
         text = super().forward(hidden_states[:, :num_text], **kwargs)
         return torch.cat((text, hidden_states[:, num_text:]), dim=1)
+
+
+def _parts(query: Tensor, key: Tensor, value: Tensor, num_text: int) -> tuple[Rows, Rows]:
+    """Tell text rows from summary rows."""
+    text, summary = (
+        Rows(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b]) for a, b in ((0, num_text), (num_text, None))
+    )
+    return text, summary

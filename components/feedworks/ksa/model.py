@@ -24,7 +24,7 @@ from transformers.models.qwen3.modeling_qwen3 import (
 from feedworks.ksa import attention
 from feedworks.ksa.architecture import Qwen3KsaConfig
 from feedworks.ksa.attention import Plan
-from feedworks.ksa.cache import DecodePlan, KsaCache
+from feedworks.ksa.cache import DecodePlan, ExtendPlan, KsaCache
 from feedworks.ksa.layer import KsaAttention, Qwen3KsaDecoderLayer
 from feedworks.ksa.padding import Alignment
 from feedworks_kernels.summary_attention import first_chunks
@@ -109,8 +109,23 @@ class Qwen3KsaModel(Qwen3KsaPreTrainedModel):
             rows_RD = torch.cat((text_BD, self.summary_embedding.weight.repeat(len(chunk_S), 1)))
         return self._through(rows_RD[None], position_R[None], plan, cache)[0]
 
+    def extend(self, input_ids_T: Tensor, plan: ExtendPlan, cache: KsaCache) -> Tensor:
+        """Return the states (T, D) of several more tokens of one sequence."""
+        length, chunk = cache.lengths[plan.slot], self.config.chunk
+        rows_RD = self.embed_tokens(input_ids_T)
+        position_R = torch.arange(length, length + plan.num_text, device=rows_RD.device)
+        chunk_C = torch.arange(length // chunk, (length + plan.num_text) // chunk, device=rows_RD.device)
+        if self.config.summaries and len(chunk_C):
+            position_R = torch.cat((position_R, self._summary_positions(chunk_C)))
+            rows_RD = torch.cat((rows_RD, self.summary_embedding.weight.repeat(len(chunk_C), 1)))
+        return self._through(rows_RD[None], position_R[None], plan, cache)[0]
+
     def _through(
-        self, rows_BRD: Tensor, position_BR: Tensor, plan: Plan | DecodePlan, cache: KsaCache | None
+        self,
+        rows_BRD: Tensor,
+        position_BR: Tensor,
+        plan: Plan | DecodePlan | ExtendPlan,
+        cache: KsaCache | None,
     ) -> Tensor:
         angles = self.rotary_emb(rows_BRD, position_BR)
         for layer in self.layers:
@@ -231,6 +246,31 @@ class Qwen3KsaForCausalLM(Qwen3KsaPreTrainedModel, Qwen3ForCausalLM):
         states_BD = self.model.step(token_B, plan, cache)
         cache.stepped(slots)
         logits: Tensor = self.lm_head(states_BD)
+        return logits
+
+    @torch.no_grad()
+    def extend(self, input_ids_T: Tensor, cache: KsaCache, slot: int) -> Tensor:
+        """Add several tokens to one sequence and return the logits (V,) after the last of them.
+
+        A long prompt may come in parts, so that others decode in between, and a conversation may go on where
+        it was. The sequence is the same as if all had come at once.
+
+        Args:
+            input_ids_T: at least one token.
+            cache: of this model.
+            slot: the sequence, or an empty slot.
+
+        Raises:
+            ValueError: the slot is not there, or there is no room; nothing is changed.
+        """
+        plan = cache.plan_extension(slot, len(input_ids_T))
+        try:
+            states_TD = self.model.extend(input_ids_T, plan, cache)
+        except BaseException:
+            cache.reset([slot])  # some layers have the tokens and some have not
+            raise
+        cache.extended(plan)
+        logits: Tensor = self.lm_head(states_TD[-1])
         return logits
 
     def _prepare_cache_for_generation(  # transformers' hook: it would make a cache of another kind

@@ -14,11 +14,15 @@ from torch import Tensor
 
 from feedworks_kernels.summary_attention.pattern import Rows
 from feedworks_kernels.summary_decode import cache_checks, registration
+from feedworks_kernels.summary_decode.extension import Extension, attend, extension, store
 from feedworks_kernels.summary_decode.layout import CacheLayout, Places, places
 
 
 class DecodeStep(NamedTuple):
-    """Outputs of one step: text (B, H, 1, D); summaries (B or S, H, m, D), or None where none were given."""
+    """Outputs of one step: text (B, H, 1, D); summaries (B or S, H, m, D), or None where none were given.
+
+    Of an extension: (1, H, T, D) and (1, H, S, D).
+    """
 
     text_BHQD: Tensor
     summary_BHmD: Tensor | None
@@ -99,10 +103,49 @@ class SummaryCache:
                 (self.key_NGLD, text.key_BGTD, summary.key_BGTD),
                 (self.value_NGLD, text.value_BGTD, summary.value_BGTD),
             ):
-                _store(self.layout, cache[slot], text_BGTD[b, :, :length], summary_BGTD[b])
+                store(self.layout, cache[slot], 0, text_BGTD[b, :, :length], summary_BGTD[b])
         if slots:
             index = torch.tensor(list(slots), device=self.length_N.device)
             self.length_N[index] = torch.tensor(lengths, device=self.length_N.device)
+
+    def extension(self, length: int, num_tokens: int) -> Extension:
+        """Say what tokens read that come behind `length` others, once for all layers with this layout.
+
+        Raises:
+            ValueError: there is no token, or there are more than the capacity.
+        """
+        return extension(self.layout, length, num_tokens, self.length_N.device)
+
+    def extend(
+        self, slot: int, text: Rows, summary: Rows, plan: Extension, *, scale: float | None = None
+    ) -> DecodeStep:
+        """Add several text tokens to one sequence and attend: a long prompt in parts, or a next turn.
+
+        The memory of the products grows with the new tokens times all that the sequence holds.
+
+        Args:
+            slot: the sequence, or an empty slot.
+            text: query (1, H, T, D), key and value (1, G, T, D) of the new tokens.
+            summary: the same of the summary rows of all chunks that these tokens end, m for each.
+            plan: what `extension` returned for the sequence's length.
+            scale: factor of the products; without it D ** -0.5.
+
+        Returns:
+            text (1, H, T, D) and summaries (1, H, S, D).
+
+        Raises:
+            ValueError: the slot is not there or is not of that length, shapes, types or devices do not fit,
+                or a gradient is asked for.
+        """
+        cache_checks.check_extension(self.key_NGLD, self.length_N, slot, (text, summary), plan)
+        rows = Rows(*(torch.cat(pair, dim=2) for pair in zip(text, summary, strict=True)))
+        scale = rows.query_BHTD.shape[3] ** -0.5 if scale is None else scale
+        caches = self.key_NGLD[slot], self.value_NGLD[slot]
+        out_HQD = attend(self.layout, caches, rows, plan, scale)
+        for cache_GLD, text_BGTD, summary_BGSD in zip(caches, text[1:], summary[1:], strict=True):
+            store(self.layout, cache_GLD, plan.length, text_BGTD[0], summary_BGSD[0])
+        self.length_N[slot] = plan.length + plan.num_text
+        return DecodeStep(out_HQD[None, :, : plan.num_text], out_HQD[None, :, plan.num_text :])
 
     def places(
         self, slot_B: Tensor | None = None, ending_S: Tensor | None = None, *, summaries: bool = True
@@ -231,19 +274,3 @@ def _together(text: Rows, summary: Rows | None, ending_S: Tensor | None) -> Rows
             *(rows.new_zeros(batch, *rows.shape[1:]).index_copy(0, ending_S, rows) for rows in summary)
         )
     return Rows(*(torch.cat(pair, dim=2) for pair in zip(text, summary, strict=True)))
-
-
-def _store(layout: CacheLayout, cache_GLD: Tensor, text_GTD: Tensor, summary_GSD: Tensor) -> None:
-    """Write one prompt's keys or values into a slot."""
-    chunk, ring = layout.chunk, layout.ring_chunks
-    num_whole, rest = divmod(text_GTD.shape[1], chunk)
-    if rest:
-        cache_GLD[:, layout.first_ring_row - rest : layout.first_ring_row] = text_GTD[:, -rest:]
-    first, wrap = max(0, num_whole - ring), num_whole - num_whole % max(1, ring)
-    for start, stop in ((first, wrap), (max(first, wrap), num_whole)) if ring else ():
-        if start < stop:
-            to = layout.first_ring_row + start % ring * chunk
-            cache_GLD[:, to : to + (stop - start) * chunk] = text_GTD[:, start * chunk : stop * chunk]
-    if layout.window is not None:
-        kept = layout.summaries * num_whole
-        cache_GLD[:, layout.first_summary_row : layout.first_summary_row + kept] = summary_GSD[:, :kept]

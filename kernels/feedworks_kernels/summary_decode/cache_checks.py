@@ -9,6 +9,7 @@ from torch import Tensor, int64
 
 from feedworks_kernels.summary_attention.pattern import Rows
 from feedworks_kernels.summary_decode.checks import FLOATS, shape, what
+from feedworks_kernels.summary_decode.extension import Extension
 from feedworks_kernels.summary_decode.layout import CacheLayout, Places
 
 
@@ -87,6 +88,33 @@ def check_empty(length_N: Tensor, slots: Sequence[int]) -> None:
             raise ValueError(
                 f"slot {slot} holds a sequence of {stored[slot]} tokens: reset it before prefill"
             )
+
+
+def check_extension(
+    cache_NGLD: Tensor, length_N: Tensor, slot: int, parts: tuple[Rows, Rows], plan: Extension
+) -> None:
+    """Refuse several new tokens that do not fit; on a GPU the stored length is not looked at.
+
+    Raises:
+        ValueError: as `SummaryCache.extend`.
+    """
+    check_slot_list([slot], len(length_N))
+    if length_N.device.type == "cpu" and int(length_N[slot]) != plan.length:
+        raise ValueError(
+            f"slot {slot} holds {int(length_N[slot])} tokens: the extension is for {plan.length}"
+        )
+    if torch.is_grad_enabled() and any(rows.requires_grad for part in parts for rows in part):
+        raise ValueError("an extension has no gradient: make it under torch.no_grad()")
+    num_heads = parts[0].query_BHTD.shape[1] if parts[0].query_BHTD.ndim == 4 else 0
+    num_groups, width = cache_NGLD.shape[1], cache_NGLD.shape[3]
+    if not num_heads or num_heads % num_groups:
+        raise ValueError(f"text query has {num_heads} heads: expected a multiple of the cache's {num_groups}")
+    numbers = ("text", plan.num_text), ("summary", plan.num_summaries)
+    for (name, number), part in zip(numbers, parts, strict=True):
+        for kind, tensor, heads in zip(
+            ("query", "key", "value"), part, (num_heads, num_groups, num_groups), strict=True
+        ):
+            _check_tensor(f"{name} {kind}", tensor, (1, heads, number, width), cache_NGLD)
 
 
 def check_growth(layout: CacheLayout, capacity: int) -> None:
