@@ -71,12 +71,11 @@ class Qwen3KsaConfig(Qwen3Config):
 
 def _check(config: Qwen3KsaConfig) -> None:
     windows = config.layer_windows
-    if config.chunk < 1 or config.summaries < 0:
-        raise ConfigError(
-            f"chunk={config.chunk}, summaries={config.summaries}: expected at least 1 and at least 0"
-        )
+    for name, least in (("chunk", 1), ("summaries", 0)):
+        if type(value := getattr(config, name)) is not int or value < least:
+            raise ConfigError(f"{name}={value!r}: expected a whole number from {least} on")
     if len(windows) != config.num_hidden_layers or any(
-        window is not None and window < 0 for window in windows
+        window is not None and (type(window) is not int or window < 0) for window in windows
     ):
         raise ConfigError(
             f"windows={windows}: expected for each of the {config.num_hidden_layers} layers a number of "
