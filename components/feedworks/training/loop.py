@@ -23,11 +23,13 @@ from feedworks.training.checkpoint import load_state
 from feedworks.training.processes import expected_warnings, flushed_denormals, launch
 from feedworks.training.run import Batches, Evaluate, Run
 from feedworks.training.settings import TrainConfig
+from feedworks.training.sharding import round_weights
 from feedworks.training.state import Position, StateStore
 from feedworks.training.step import Loss, Stepper, expand_tied
 
-# These change where and how often the run writes, not what it computes.
-_FREE_SETTINGS = ("accelerator", "checkpoint_every_s", "devices")
+# These change where the run computes and how often it writes. Its states are whole: one that several
+# processes have begun may be ended by one, to rounding.
+_FREE_SETTINGS = ("accelerator", "checkpoint_every_s", "devices", "strategy")
 
 
 class FitResult(NamedTuple):
@@ -66,6 +68,8 @@ def fit(
 
     Args:
         module: what is trained, all in train mode; a part that must stay in eval mode overrides `train`.
+            Frozen parameters (`requires_grad` off) stay as they are. With FSDP a copy trains, cut over the
+            processes, and the module gets its weights at the end: loss and evaluate use the one handed in.
         batches: epoch -> the batches of all processes, NamedTuples of CPU tensors with the rows first. Must
             give the same batches for the same epoch; a Sequence resumes without building the earlier ones.
         num_batches: batches of an epoch; None takes what `batches` yields.
@@ -75,7 +79,8 @@ def fit(
             Randomness must come from torch's global stream.
         config: how to train.
         state_dir: holds the state and the result; a finished one returns at once.
-        evaluate: (module in eval mode, epoch) -> metrics; in the first process only, without gradients.
+        evaluate: (module in eval mode, epoch) -> metrics; in the first process only, without gradients. With
+            FSDP in all processes, which must call the same parts of the module in the same order.
         monitor: the metric, larger is better, that chooses the best epoch and stops the run early.
 
     Raises:
@@ -83,6 +88,8 @@ def fit(
         DataError: an epoch has no batches or a batch no rows.
         ModelError: the loss is not finite, or the state cannot be read or written.
     """
+    if config.precision == "bf16-true":
+        round_weights(module)
     store = StateStore(Path(state_dir))
     facts = _facts(module, batches, num_batches, config, monitor if evaluate else "")
     if (done := _finished(store, facts, module)) is not None:
@@ -121,10 +128,13 @@ def _facts(
 ) -> dict[str, Any]:
     settings = {name: value for name, value in asdict(config).items() if name not in _FREE_SETTINGS}
     settings["betas"] = list(config.betas)
+    if config.schedule != "wsd":
+        del settings["decay_steps"]
     first = next(iter(batches(0)), ())
     if first and num_rows(first) > config.batch_size:
         raise ConfigError(f"the first batch has {num_rows(first)} rows, but batch_size={config.batch_size}")
     shapes = "".join(f"{name}{tuple(tensor.shape)}" for name, tensor in module.state_dict().items())
+    shapes += "".join(f"{name} frozen" for name, x in module.named_parameters() if not x.requires_grad)
     return settings | {
         "monitor": monitor,
         "num_batches": num_batches,

@@ -54,6 +54,9 @@ def learning_rate(config: TrainConfig, step: int, num_steps: int) -> float:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
-    done = min(1.0, (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps))
-    left = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    begin = config.warmup_steps
+    if config.schedule == "wsd":
+        begin = max(begin, num_steps - config.decay_steps)
+    done = max(0.0, min(1.0, (step - begin) / max(1, num_steps - begin)))
+    left = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)

@@ -12,16 +12,16 @@ import torch
 
 from feedworks.errors import ConfigError
 from feedworks.training.settings import TrainConfig
+from feedworks.training.sharding import shard
 
 
 def launch(config: TrainConfig) -> Any:
-    """Return a launched `lightning.fabric.Fabric` for this process; DDP where torchrun started several.
+    """Return a launched `lightning.fabric.Fabric`; DDP or FSDP where torchrun started several processes.
 
     Raises:
         ConfigError: the settings ask for a device or a number of processes that is not there.
     """
     from lightning.fabric import Fabric  # 3 s to import; not needed where a run is finished
-    from lightning.fabric.strategies.ddp import DDPStrategy
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
@@ -37,16 +37,30 @@ def launch(config: TrainConfig) -> Any:
         raise ConfigError(
             "accelerator=cuda, but torch sees no CUDA device; use accelerator=cpu or a CUDA build"
         )
-    strategy = DDPStrategy(find_unused_parameters=True) if world > 1 else "auto"
     fabric = Fabric(
         accelerator=accelerator,
         devices=local,
         num_nodes=world // local,
-        strategy=strategy,
-        precision=config.precision,
+        strategy=_strategy(config, world) if world > 1 else "auto",
+        # Fabric's own bf16-true rounds buffers, too: a table of rotary angles would be off at long range.
+        precision="32-true" if config.precision == "bf16-true" else config.precision,
     )
     fabric.launch()
     return fabric
+
+
+def _strategy(config: TrainConfig, world: int) -> Any:
+    from lightning.fabric.strategies.ddp import DDPStrategy
+    from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
+
+    if config.strategy == "ddp":
+        return DDPStrategy(find_unused_parameters=True)
+    # Fabric's FSDPStrategy wraps the older FSDP, which wants a GPU; this one takes PyTorch's fully_shard.
+    return ModelParallelStrategy(
+        lambda module, mesh: shard(module, mesh["data_parallel"]),
+        data_parallel_size=world,
+        tensor_parallel_size=1,
+    )
 
 
 @contextmanager

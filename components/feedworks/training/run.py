@@ -13,12 +13,11 @@ from torch import Tensor
 
 from feedworks.errors import ConfigError, DataError, ModelError
 from feedworks.progress import Progress
-from feedworks.training.checkpoint import load_state, split_tied
 from feedworks.training.optimizer import learning_rate
 from feedworks.training.seed import seed_step
 from feedworks.training.settings import TrainConfig
 from feedworks.training.state import Position, StateStore
-from feedworks.training.step import Stepper, expand_tied
+from feedworks.training.step import Stepper
 
 Batches = Callable[[int], Iterable[Any]]
 Evaluate = Callable[[Any, int], dict[str, float]]
@@ -56,8 +55,8 @@ class Run:
         if found is not None:
             self.position, tensors = found
             best = {name: x for name, x in tensors.items() if name.startswith("best/")}
-            self._best = {name.removeprefix("best/"): x.to(self._fabric.device) for name, x in best.items()}
             self._stepper.load(tensors, self.position.names, self._store.folder)
+            self._best = self._stepper.placed({name.removeprefix("best/"): x for name, x in best.items()})
 
     def train(
         self, batches: Batches, num_batches: int | None, evaluate: Evaluate | None, monitor: str
@@ -72,10 +71,12 @@ class Run:
                 self._save_if_due()
             shown.close(self._note)
         if self._best:
-            load_state(module, expand_tied(self._best, module), source=self._store.folder)
+            self._stepper.load_weights(self._best, self._store.folder)
         position.seconds += time.monotonic() - self._started_s
+        weights = self._stepper.gathered(self._stepper.weights())
         if self._fabric.is_global_zero:
-            self._store.finish(position, split_tied(module.state_dict())[0])
+            self._store.finish(position, weights)
+        self._stepper.finish()
         self._fabric.barrier()
 
     def _epoch(self, batches: Batches, num_batches: int | None, shown: Progress) -> None:
@@ -108,11 +109,13 @@ class Run:
     def _evaluate(self, evaluate: Evaluate, monitor: str) -> dict[str, float]:
         module, position = self._stepper.module, self.position
         metrics: dict[str, float] = {}
-        if self._fabric.is_global_zero:
+        # With FSDP no process has a model of its own: all evaluate, and the first one's numbers count.
+        if self._fabric.is_global_zero or self._stepper.cut:
             seed_step(self._fabric.device, self._config.seed, "evaluate", position.epoch)
             module.eval()
             with torch.no_grad():
-                metrics = {name: float(value) for name, value in evaluate(module, position.epoch).items()}
+                found = self._stepper.inside(lambda module: evaluate(module, position.epoch))
+            metrics = {name: float(value) for name, value in found.items()}
             module.train()
         metrics = self._fabric.broadcast(metrics)
         _require_finite(metrics, f"the evaluation of epoch {position.epoch}")
@@ -120,8 +123,7 @@ class Run:
             raise ConfigError(f"monitored metric {monitor!r} is not among {', '.join(sorted(metrics))}")
         if position.best_metric is None or metrics[monitor] > position.best_metric:
             position.best_epoch, position.best_metric = position.epoch, metrics[monitor]
-            kept = split_tied(module.state_dict())[0]
-            self._best = {name: tensor.detach().clone() for name, tensor in kept.items()}
+            self._best = {name: tensor.detach().clone() for name, tensor in self._stepper.weights().items()}
         return metrics
 
     def _out_of_patience(self) -> bool:
@@ -141,14 +143,20 @@ class Run:
         return text + (f" best {position.best_metric:.4f}" if position.best_metric is not None else "")
 
     def _save_if_due(self) -> None:
+        first, cut = self._fabric.is_global_zero, self._stepper.cut
         now_s = time.monotonic()
-        if now_s - self._saved_s < self._config.checkpoint_every_s or not self._fabric.is_global_zero:
+        due = now_s - self._saved_s >= self._config.checkpoint_every_s
+        if cut:  # all must bring their shares, when the first one's clock says so
+            due = self._fabric.broadcast(due)
+        if not due or not (first or cut):
             return
         self._means()  # a state that has broken down must not replace a good one
         self.position.seconds += now_s - self._started_s
         self._started_s = now_s
         best = {f"best/{name}": tensor for name, tensor in self._best.items()}
-        self._store.save(self.position, self._stepper.tensors() | best)
+        tensors = self._stepper.gathered(self._stepper.tensors() | best)
+        if first:
+            self._store.save(self.position, tensors)
         self._saved_s = time.monotonic()
 
 

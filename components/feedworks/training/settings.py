@@ -19,13 +19,18 @@ class TrainConfig:
         weight_decay: decoupled decay of weight matrices; embeddings, norms and biases have none.
         betas: decay of AdamW's first and second moment.
         warmup_steps: steps of linear rise from 0 to `lr`.
-        schedule: what follows: constant, or a cosine or a line down to `min_lr_ratio * lr`.
+        schedule: what follows: constant, a cosine or a line down to `min_lr_ratio * lr`, or `wsd`: constant
+            until the last `decay_steps`, which are a line down.
         min_lr_ratio: where the fall ends, as a share of `lr`.
+        decay_steps: length of the fall of `wsd`; nothing else reads it.
         grad_clip: largest norm of the gradient; 0 is no limit.
         accumulate: parts that a batch is cut into, one after the other, to save memory.
-        precision: `32-true`, or `bf16-mixed` (float32 weights, bfloat16 arithmetic).
+        precision: `32-true`, `bf16-mixed` (float32 weights, bfloat16 arithmetic), or `bf16-true` (weights and
+            moments in bfloat16, buffers as they are: half the memory, but a step below 1/256 of a weight is
+            rounded away).
         accelerator: `auto` takes a CUDA device where there is one.
         devices: processes expected; `auto` takes what torchrun started, or one.
+        strategy: what several processes keep: `ddp` all weights each, `fsdp` a share of them each.
         seed: names the random streams of dropout and data order.
         checkpoint_every_s: seconds between writes of the training state; 0 writes after every step.
         patience: epochs without a better monitored metric before the run stops; 0 never stops early.
@@ -38,13 +43,15 @@ class TrainConfig:
     weight_decay: float = 0.0
     betas: tuple[float, ...] = (0.9, 0.999)
     warmup_steps: int = 0
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = "constant"
     min_lr_ratio: float = 0.0
+    decay_steps: int = 0
     grad_clip: float = 0.0
     accumulate: int = 1
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: str = "auto"
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     seed: int = 0
     checkpoint_every_s: float = 60.0
     patience: int = 0
@@ -56,6 +63,7 @@ class TrainConfig:
             "lr",
             "weight_decay",
             "warmup_steps",
+            "decay_steps",
             "grad_clip",
             "checkpoint_every_s",
             "patience",
@@ -68,9 +76,12 @@ class TrainConfig:
         _require(0 <= self.min_lr_ratio <= 1, "min_lr_ratio", self.min_lr_ratio, "between 0 and 1")
         betas_fit = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         _require(betas_fit, "betas", self.betas, "two numbers from 0 to below 1")
-        _one_of("schedule", self.schedule, ("constant", "cosine", "linear"))
-        _one_of("precision", self.precision, ("32-true", "bf16-mixed"))
+        _one_of("schedule", self.schedule, ("constant", "cosine", "linear", "wsd"))
+        falls = (self.schedule == "wsd") == (self.decay_steps > 0)
+        _require(falls, "decay_steps", self.decay_steps, "at least 1 with schedule=wsd, 0 without")
+        _one_of("precision", self.precision, ("32-true", "bf16-mixed", "bf16-true"))
         _one_of("accelerator", self.accelerator, ("auto", "cpu", "cuda"))
+        _one_of("strategy", self.strategy, ("ddp", "fsdp"))
         counted = self.devices == "auto" or (self.devices.isdecimal() and int(self.devices) >= 1)
         _require(counted, "devices", self.devices, "auto or a count")
 

@@ -155,6 +155,36 @@ def test_bfloat16_arithmetic_keeps_float32_weights(tmp_path):
     assert result.history[-1]["train/loss"] < 0.95 * result.history[0]["train/loss"]
 
 
+def test_bfloat16_weights_learn_and_are_what_a_finished_run_gives_back(tmp_path):
+    settings = replace(SHORT, precision="bf16-true", lr=0.05, epochs=8)
+    module, result = toy.train(tmp_path / "s", settings)
+    assert {x.dtype for x in module.parameters()} == {torch.bfloat16}
+    assert module.num_calls.dtype == torch.int64
+    assert module.out.weight is module.table.weight
+    assert result.history[-1]["train/loss"] < 0.95 * result.history[0]["train/loss"]
+    again, _ = toy.train(tmp_path / "s", settings)
+    assert_same_bits(weights(again), weights(module))
+
+
+def test_frozen_weights_stay_and_belong_to_the_run(tmp_path):
+    before = weights(Toy())
+    module, _ = toy.train(tmp_path / "s", SHORT)
+    after = weights(module)
+    changed = {name for name, x in after.items() if not torch.equal(x, before[name])}
+    assert not [name for name in changed if name.startswith("frozen")]
+    assert "inner.0.weight" in changed
+    thawed = Toy()
+    thawed.frozen.requires_grad_(True)
+    arguments = {
+        "batches": toy.batches,
+        "num_batches": NUM_BATCHES,
+        "loss": toy.loss,
+        "evaluate": toy.evaluate,
+    }
+    with pytest.raises(ConfigError, match="with model="):
+        fit(thawed, config=SHORT, state_dir=tmp_path / "s", **arguments)
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_an_unknown_number_of_batches(tmp_path, schedule):
     settings = replace(SHORT, schedule=schedule)

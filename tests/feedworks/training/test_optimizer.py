@@ -66,3 +66,17 @@ def test_one_step_is_adamw():
 def test_the_learning_rate_by_hand(schedule, step, expected):
     settings = config(schedule=schedule, warmup_steps=4, min_lr_ratio=0.1)
     assert learning_rate(settings, step, num_steps=12) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(0, 0.5), (3, 2.0), (7, 2.0), (8, 2.0), (9, 0.2 + 1.8 * 0.75), (11, 0.2 + 1.8 * 0.25), (12, 0.2)],
+)
+def test_the_rate_holds_until_the_last_steps_fall(step, expected):
+    settings = config(schedule="wsd", warmup_steps=4, decay_steps=4, min_lr_ratio=0.1)
+    assert learning_rate(settings, step, num_steps=12) == pytest.approx(expected)
+
+
+def test_a_fall_that_is_longer_than_the_run_begins_after_the_warm_up():
+    settings = config(schedule="wsd", warmup_steps=2, decay_steps=100)
+    assert [learning_rate(settings, step, num_steps=6) for step in range(6)] == [1.0, 2.0, 2.0, 1.5, 1.0, 0.5]

@@ -60,10 +60,17 @@ def final(state_dir: Path) -> tuple[dict[str, object], bytes]:
     return position, (state_dir / "final" / "tensors.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_two_processes_follow_the_loss_curve_of_one(tmp_path, accumulate):
+@pytest.mark.parametrize(
+    ("strategy", "accumulate"),
+    [
+        ("ddp", 1),
+        ("fsdp", 2),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in [("ddp", 2), ("fsdp", 1)]),
+    ],
+)
+def test_two_processes_follow_the_loss_curve_of_one(tmp_path, strategy, accumulate):
     settings = ["p_dropout=0", "epochs=6", "checkpoint_every_s=1e9", f"accumulate={accumulate}", "devices=2"]
-    printed = finish(torchrun(tmp_path / "two", *settings))
+    printed = finish(torchrun(tmp_path / "two", *settings, f"strategy={strategy}"))
     assert printed.count("train: 42/42") == 1, "only the first process shows progress"
     _, expected = toy.train(tmp_path / "one", EXACT, p_dropout=0.0)
     found = final(tmp_path / "two")[0]["history"]
@@ -80,9 +87,11 @@ def test_two_processes_follow_the_loss_curve_of_one(tmp_path, accumulate):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
-def test_two_killed_processes_end_with_the_same_bits(tmp_path):
-    finish(torchrun(tmp_path / "whole", "epochs=6", "checkpoint_every_s=1e9"))
-    process = torchrun(tmp_path / "killed", "epochs=6")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_killed_processes_end_with_the_same_bits(tmp_path, strategy):
+    settings = ["epochs=6", f"strategy={strategy}"]
+    finish(torchrun(tmp_path / "whole", *settings, "checkpoint_every_s=1e9"))
+    process = torchrun(tmp_path / "killed", *settings)
     with process:
         give_up_s = time.monotonic() + 120
         while not any((tmp_path / "killed").glob("step-00000000[1-9]*")):
@@ -92,8 +101,41 @@ def test_two_killed_processes_end_with_the_same_bits(tmp_path):
         for pid in pids_with(str(tmp_path / "killed")):  # torchrun and both workers, none can tidy up
             os.kill(pid, signal.SIGKILL)
     assert not (tmp_path / "killed" / "final").exists()
-    finish(torchrun(tmp_path / "killed", "epochs=6", "checkpoint_every_s=1e9"))
+    if strategy == "fsdp":  # the state is whole, whoever wrote it
+        state = max((tmp_path / "killed").glob("step-*")) / "tensors.safetensors"
+        assert {name: x.shape for name, x in read_tensors(state).items() if name.startswith("model/")} == {
+            f"model/{name}": x.shape for name, x in toy.Toy().state_dict().items() if name != "out.weight"
+        }
+    finish(torchrun(tmp_path / "killed", *settings, "checkpoint_every_s=1e9"))
     assert final(tmp_path / "killed") == final(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["one", "fsdp"])
+def test_one_process_may_end_what_sharded_ones_began_and_the_other_way_round(tmp_path, first):
+    def loss(module, batch):
+        if module.num_calls == 18:
+            raise KeyboardInterrupt
+        return toy.loss(module, batch)
+
+    settings = replace(EXACT, checkpoint_every_s=0)
+    _, expected = toy.train(tmp_path / "expected", EXACT, p_dropout=0.0)
+    state = tmp_path / "s"
+    if first == "one":
+        with pytest.raises(KeyboardInterrupt):
+            toy.train(state, settings, p_dropout=0.0, loss=loss)
+        finish(torchrun(state, "p_dropout=0", "epochs=6", "strategy=fsdp"))
+        history = final(state)[0]["history"]
+    else:
+        with torchrun(
+            state, "p_dropout=0", "epochs=6", "checkpoint_every_s=0", "strategy=fsdp", "stop=18"
+        ) as process:
+            process.communicate(timeout=300)
+        assert max(state.glob("step-*")).name == "step-0000000018"
+        history = toy.train(state, EXACT, p_dropout=0.0)[1].history
+    assert isinstance(history, list)
+    for one, two in zip(expected.history, history, strict=True):
+        assert abs(one["train/loss"] - two["train/loss"]) < 1e-5
 
 
 @pytest.mark.slow

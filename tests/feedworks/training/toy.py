@@ -36,6 +36,8 @@ class ToyBatch(NamedTuple):
 
 
 class Toy(nn.Module):
+    _no_split_modules = ("Sequential",)  # with FSDP a unit of its own
+
     def __init__(self, p_dropout: float = 0.2) -> None:
         super().__init__()
         self.table = nn.Embedding(NUM_ITEMS, WIDTH)
@@ -171,7 +173,15 @@ def main() -> None:
     else:
         names = dict(pair.split("=") for pair in rest)
         p_dropout = float(names.pop("p_dropout", "0.2"))
-        train(Path(state_dir), with_overrides(CONFIG, [f"{k}={v}" for k, v in names.items()]), p_dropout)
+        stop = int(names.pop("stop", "-1"))
+
+        def stopped(module: Any, batch: ToyBatch) -> dict[str, Tensor]:
+            if module.num_calls == stop:
+                raise KeyboardInterrupt
+            return loss(module, batch)
+
+        config = with_overrides(CONFIG, [f"{k}={v}" for k, v in names.items()])
+        train(Path(state_dir), config, p_dropout, loss=stopped)
 
 
 if __name__ == "__main__":
