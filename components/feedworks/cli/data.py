@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from feedworks.contracts.tables import Kind
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
+KINDS = ["interactions", "ranking", "retention", "text"]
 OUT_HELP = "The data folder to write, in the place of an earlier one."
 
 
@@ -34,11 +36,11 @@ def list_data() -> None:
 @click.option("--out", type=FOLDER, required=True, help=OUT_HELP)
 @click.option(
     "--kind",
-    type=click.Choice(["interactions", "ranking", "retention"]),
+    type=click.Choice(KINDS),
     default="interactions",
     show_default=True,
     help="interactions: what users did with items. ranking: candidates with labels. retention: logs of users "
-    "who leave and come back.",
+    "who leave and come back. text: documents.",
 )
 @click.option("--users", "num_users", type=click.IntRange(min=1), help="  [default: 2000, 300 or 1500]")
 @click.option("--items", "num_items", type=click.IntRange(min=10), help="  [default: 500, 200 or 1000]")
@@ -47,15 +49,20 @@ def list_data() -> None:
     type=click.Choice(["low", "middle", "high"]),
     help="How hard the planted intent is to see; retention only.  [default: middle]",
 )
+@click.option("--documents", "num_documents", type=click.IntRange(min=10), help="  [default: 60]")
+@click.option("--words", "num_words", type=click.IntRange(min=60), help="Of a document.  [default: 1500]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def synth(out: Path, kind: Kind, seed: int, **sizes: int | str | None) -> None:
     """Write seeded synthetic data with planted structure."""
     from feedworks.datasets.folder import WRITERS, build_data
     from feedworks.errors import ConfigError
 
-    if sizes["noise"] is not None and kind != "retention":
-        raise ConfigError(f"--noise is for --kind retention, not {kind}; leave it out")
     given = {name: value for name, value in sizes.items() if value is not None}
+    for name in given:
+        known = [each for each in KINDS if name in inspect.signature(WRITERS[cast("Kind", each)]).parameters]
+        if kind not in known:
+            option = name.removeprefix("num_")
+            raise ConfigError(f"--{option} is for --kind {' or '.join(known)}, not {kind}; leave it out")
     build_data(out, partial(WRITERS[kind], seed=seed, **given))
     click.echo(f"wrote {out}; next: feedworks data validate {out}")
 
@@ -63,7 +70,8 @@ def synth(out: Path, kind: Kind, seed: int, **sizes: int | str | None) -> None:
 @data.command("import")
 @click.argument("source", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--out", type=FOLDER, required=True, help=OUT_HELP)
-def import_data(source: Path, out: Path) -> None:
+@click.option("--kind", type=click.Choice(KINDS), help="What it must become; text takes any folder of texts.")
+def import_data(source: Path, out: Path, kind: Kind | None) -> None:
     """Convert the raw files in SOURCE.
 
     They are as their owners publish them; the result is a data folder.
@@ -72,10 +80,12 @@ def import_data(source: Path, out: Path) -> None:
     from feedworks.datasets.folder import build_data
     from feedworks.errors import DataError
 
-    dataset = registry.detect(source)
+    dataset = registry.detect(source, kind)
     if dataset is None:
         known = ", ".join(registry.names())
         raise DataError(f"{source} holds the files of no known data set; known are {known}")
+    if kind not in (None, dataset.kind):
+        raise DataError(f"{source} holds {dataset.name}, which makes data of kind {dataset.kind}, not {kind}")
     build_data(out, partial(dataset.convert, source))
     click.echo(f"wrote {out} from {dataset.title}; next: feedworks data validate {out}")
 
@@ -102,12 +112,13 @@ def fetch(name: str, out: Path, cache: Path) -> None:
 @data.command()
 @click.argument("folder", type=FOLDER)
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML report here.")
-def validate(folder: Path, report: Path | None) -> None:
+@click.option("--kind", type=click.Choice(KINDS), help="What it must hold.  [default: what its files are of]")
+def validate(folder: Path, report: Path | None, kind: Kind | None) -> None:
     """Check FOLDER against the contracts.
 
     Where it breaks them the exit code is 1 and the message names table, column and rows.
     """
     from feedworks.validation.gate import require_valid
 
-    require_valid(folder, report)
+    require_valid(folder, report, kind=kind)
     click.echo(f"{folder} keeps its contracts" + (f"; report: {report}" if report else ""))

@@ -8,7 +8,11 @@ of any width is validated in little memory. The measured columns of a table colu
   where it is null;
 * `c.width`, `c.num_bad` for a vector: how many numbers it has, and how many of them are null, NaN or infinite
   (NaN where there is no vector);
-* `c.known` for a reference: whether the other table has the value.
+* `c.known` for a reference: whether the other table has the value;
+* `c.place` for one of some words: its place among them, -1 for another word, NaN where it is null;
+* `c.blank`, `c.num_bad` for prose: whether there is nothing to read, and how many characters are NUL or no
+  UTF-8; `c.elsewhere`: whether a row before has the same text and another value of `apart_by`, `c.again`:
+  whether one before has the same text and value. Texts that differ in their spaces alone are the same.
 
 `in_order` is False for a row that should stand before its predecessor; a table in any order has none.
 """
@@ -104,6 +108,10 @@ def _column_expectations(
         )
     if column.is_vector:
         yield from _vector_expectations(gxe, name, None if column.any_width else widths[name])
+    if column.one_of:
+        yield from _word_expectations(gxe, column)
+    if column.is_prose:
+        yield from _prose_expectations(gxe, column)
     if column.refers_to is not None:
         yield gxe.ExpectColumnValuesToBeInSet(
             column=f"{name}.known",
@@ -135,6 +143,43 @@ def _vector_expectations(gxe: Any, name: str, width: int | None) -> Iterator[Any
         severity="critical",
         meta=_meta(name, f"do not have {width} numbers like most", "compute these vectors with one encoder"),
     )
+
+
+def _word_expectations(gxe: Any, column: Column) -> Iterator[Any]:
+    name, words, places = column.name, ", ".join(column.one_of), range(len(column.one_of))
+    yield gxe.ExpectColumnValuesToBeInSet(
+        column=f"{name}.place",
+        value_set=list(places),
+        severity="critical",
+        meta=_meta(name, f"are none of {words}", "write one of these words"),
+    )
+    for place in places:
+        yield gxe.ExpectColumnDistinctValuesToContainSet(
+            column=f"{name}.place",
+            value_set=[place],
+            severity="critical",
+            meta=_meta(name, f"are not {column.one_of[place]}", f"give the table rows of {words}"),
+        )
+
+
+def _prose_expectations(gxe: Any, column: Column) -> Iterator[Any]:
+    name, apart = column.name, column.apart_by
+    wanted: list[tuple[str, Any, str, str, str]] = [
+        ("blank", False, "critical", "hold no character but spaces", "drop these rows"),
+        ("num_bad", 0, "critical", "hold NUL or broken UTF-8", "decode the text again or drop these rows"),
+    ]
+    if apart is not None:
+        wanted += [
+            ("elsewhere", False, "critical", f"stand in another {apart} too", f"keep one {apart} for each"),
+            ("again", False, "warning", "repeat another row's", "keep one row for each"),
+        ]
+    for measured, value, severity, problem, mend in wanted:
+        yield gxe.ExpectColumnValuesToBeInSet(
+            column=f"{name}.{measured}",
+            value_set=[value],
+            severity=severity,
+            meta=_meta(name, problem, mend),
+        )
 
 
 def _table_expectations(gxe: Any, contract: Table) -> Iterator[Any]:

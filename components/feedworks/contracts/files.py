@@ -14,18 +14,18 @@ from feedworks.contracts.features import FEATURE_TABLES
 from feedworks.contracts.ranking import FIELDS_FILE, SPLITS
 from feedworks.contracts.retention import RETENTION_FOLDER
 from feedworks.contracts.tables import DATA_FOLDER, Kind, Table
+from feedworks.contracts.text import TEXT_FOLDER
 from feedworks.errors import DataError
 
-# Small enough that a reader can stream a large table, large enough that the overhead does not show.
-ROW_GROUP_ROWS = 131_072
 # The files of a data folder of each kind, and which of them may be absent.
 FILES: dict[Kind, tuple[str, ...]] = {
     "interactions": tuple(contract.file_name for contract in DATA_FOLDER),
     "ranking": (*(f"{split}.parquet" for split in SPLITS), FIELDS_FILE),
     "retention": tuple(contract.file_name for contract in RETENTION_FOLDER),
     "features": tuple(contract.file_name for contract in FEATURE_TABLES),
+    "text": tuple(contract.file_name for contract in TEXT_FOLDER),
 }
-_CONTRACTS: tuple[Table, ...] = (*DATA_FOLDER, *RETENTION_FOLDER, *FEATURE_TABLES)
+_CONTRACTS: tuple[Table, ...] = (*DATA_FOLDER, *RETENTION_FOLDER, *FEATURE_TABLES, *TEXT_FOLDER)
 OPTIONAL = tuple(contract.file_name for contract in _CONTRACTS if not contract.required)
 
 
@@ -54,7 +54,7 @@ def table_writer(contract: Table, folder: Path) -> Iterator[Callable[[pa.Table],
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
 
     def write(rows: pa.Table) -> None:
-        writer.write_table(_conform(contract, rows), row_group_size=ROW_GROUP_ROWS)
+        writer.write_table(_conform(contract, rows), row_group_size=contract.group_rows)
 
     try:
         with pq.ParquetWriter(

@@ -13,7 +13,9 @@ from typing import Literal
 import pyarrow as pa
 
 Side = Literal["user", "item", "context", "content", "label"]
-Kind = Literal["interactions", "ranking", "retention", "features"]
+Kind = Literal["interactions", "ranking", "retention", "features", "text"]
+# Small enough that a reader can stream a large table, large enough that the overhead does not show.
+ROW_GROUP_ROWS = 131_072
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,9 @@ class Column:
     must occur. `side` says what the value describes, which decides where a model may read it: the user, the
     item, the request's context, the item's content (text, vectors), known before anybody saw the item, or the
     label. `must_vary` says that one value in all rows is an error, `any_width` that lists may be of any
-    length.
+    length. `one_of` lists the words that the column may hold, each of which must occur. `is_prose` says that
+    a value is read by people or by a language model: it may not be blank, nor hold NUL or broken UTF-8.
+    `apart_by` names the column with `one_of` whose different values must not share a value of this one.
     """
 
     name: str
@@ -37,6 +41,9 @@ class Column:
     refers_to: str | None = None
     must_vary: bool = False
     any_width: bool = False
+    one_of: tuple[str, ...] = ()
+    is_prose: bool = False
+    apart_by: str | None = None
 
     @property
     def is_vector(self) -> bool:
@@ -50,7 +57,8 @@ class Table:
 
     `event_time` names the column that says when a row became known; None for tables without a time.
     `sorted_by` is the order in which rows must stand; equal values may follow each other. The key is empty
-    where rows may repeat, `sorted_by` where they may stand in any order. `kind` is that of the data folder.
+    where rows may repeat, `sorted_by` where they may stand in any order. `kind` is that of the data folder,
+    `group_rows` how many rows are written and read at once.
     """
 
     name: str
@@ -61,6 +69,7 @@ class Table:
     event_time: str | None = None
     required: bool = True
     kind: Kind = "interactions"
+    group_rows: int = ROW_GROUP_ROWS
 
     @property
     def schema(self) -> pa.Schema:

@@ -10,6 +10,7 @@ from feedworks.contracts.files import FILES, folder_layout, is_data_folder
 from feedworks.contracts.synthetic import write_synthetic
 from feedworks.contracts.synthetic_ranking import write_synthetic_ranking
 from feedworks.contracts.synthetic_retention import write_synthetic_retention
+from feedworks.contracts.synthetic_text import write_synthetic_text
 from feedworks.contracts.tables import Kind
 from feedworks.datasets import registry
 from feedworks.errors import DataError
@@ -20,6 +21,7 @@ WRITERS: dict[Kind, Callable[..., object]] = {
     "interactions": write_synthetic,
     "ranking": write_synthetic_ranking,
     "retention": write_synthetic_retention,
+    "text": write_synthetic_text,
 }
 
 
@@ -32,7 +34,8 @@ def open_data(source: str | Path, work_dir: Path, *, kind: Kind = "interactions"
         work_dir: Where a generated or converted data folder goes, in the place of an earlier one; not touched
             for a source that is a data folder, nor on an error.
         kind: Of which kind the data folder must be: `interactions` for what users did with items, `ranking`
-            for candidates with labels, `retention` for logs of users who leave and come back.
+            for candidates with labels, `retention` for logs of users who leave and come back, `text` for
+            documents.
 
     Raises:
         DataError: There is no such folder, or nothing in it is known or of this kind; lists what was
@@ -45,7 +48,7 @@ def open_data(source: str | Path, work_dir: Path, *, kind: Kind = "interactions"
         raise DataError(f"data {str(source)!r}: no such folder; give a folder or the word {SYNTHETIC!r}")
     if is_data_folder(folder, kind):
         return folder
-    data_set = registry.detect(folder)
+    data_set = registry.detect(folder, kind)
     if data_set is None or data_set.kind != kind:
         raise DataError(
             f"data {folder}: {_found(folder, data_set)}; expected {_named(kind)} ({folder_layout(kind)}) "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from feedworks.contracts.tables import Kind
-from feedworks.datasets import amazon, frappe, kuairand, movietweetings
+from feedworks.datasets import amazon, books, documents, frappe, kuairand, movietweetings
 from feedworks.errors import DataError
 
 
@@ -34,6 +34,7 @@ class DataSet:
 
     `detect(folder)` says whether the folder holds its raw files; `convert(folder, out_dir)` writes them as a
     data folder of its `kind`. `files` is empty for a set that can only be imported from a local folder.
+    `asked` marks what so many folders look like that it is only thought of where this kind is asked for.
     """
 
     name: str
@@ -45,6 +46,7 @@ class DataSet:
     expects: str
     files: tuple[RemoteFile, ...] = ()
     kind: Kind = "interactions"
+    asked: bool = False
 
 
 _AMAZON_LICENCE = "no formal licence; distributed by the McAuley lab for research, do not redistribute"
@@ -54,6 +56,7 @@ _RAW = "https://raw.githubusercontent.com"
 _S3REC = f"{_RAW}/RUCAIBox/CIKM2020-S3Rec/2a81540ae18615d88ef88227b0c066e5b74781e5/data"
 _RDREC = f"{_RAW}/WangXFng/RDRec/4055c3028d3afbd57a0fffd54076825836b7cad7/data"
 _TWEETINGS = f"{_RAW}/adrianrfreedman/MovieTweetings/3ae51d9ab4bac513259a36665182d1fd0e7afdf9/snapshots/100K"
+_CHAR_RNN = f"{_RAW}/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare"
 _ZENODO = "https://zenodo.org/records/10439422/files"
 _IDGENREC = f"{_RAW}/agiresearch/IDGenRec/a297185aa5b6cd6de9dcf8b8182052ee8e0b3261/rec_datasets"
 
@@ -206,6 +209,54 @@ _DATA_SETS: tuple[DataSet, ...] = (
         kind="retention",
     ),
     DataSet(
+        name="gutenberg_books",
+        title="Books of Project Gutenberg; Ulysses and Dracula are kept for testing",
+        licence="public domain in the USA; Project Gutenberg's terms where they go on under its name",
+        citation="Project Gutenberg; for the measure: Rae et al., PG-19, arXiv 1911.05507",
+        detect=books.detect_gutenberg,
+        convert=books.convert_gutenberg,
+        expects="*.txt with the header of Project Gutenberg",
+        kind="text",
+    ),
+    DataSet(
+        name="paul_graham_essays",
+        title="49 essays of Paul Graham, the haystack of many needle tests",
+        licence="copyright Paul Graham; for evaluation, do not redistribute",
+        citation="Kamradt, Needle in a haystack, 2023; Hsieh et al., RULER, arXiv 2404.06654",
+        detect=books.detect_essays,
+        convert=books.convert_essays,
+        expects=books.ESSAYS,
+        kind="text",
+    ),
+    DataSet(
+        name="tiny_shakespeare",
+        title="Tiny Shakespeare: 1.1 million characters of plays",
+        licence="public domain",
+        citation="Karpathy, char-rnn, 2015",
+        detect=books.detect_shakespeare,
+        convert=books.convert_shakespeare,
+        expects=books.SHAKESPEARE,
+        files=(
+            RemoteFile(
+                url=f"{_CHAR_RNN}/{books.SHAKESPEARE}",
+                name=books.SHAKESPEARE,
+                sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+            ),
+        ),
+        kind="text",
+    ),
+    DataSet(
+        name="text_files",
+        title="Any folder of texts",
+        licence="that of the files",
+        citation="none",
+        detect=documents.detect,
+        convert=documents.convert,
+        expects='*.txt, *.jsonl or *.jsonl.gz with objects such as {"text": "..."}',
+        kind="text",
+        asked=True,
+    ),
+    DataSet(
         name="s3rec",
         title="Any data set in the S3-Rec format",
         licence="that of the files",
@@ -234,9 +285,15 @@ def get(name: str) -> DataSet:
     raise DataError(f"unknown data set {name!r}; known: {', '.join(names())}")
 
 
-def detect(folder: Path) -> DataSet | None:
-    """The first data set whose raw files lie in `folder`, or None."""
-    return next((data_set for data_set in _DATA_SETS if data_set.detect(folder)), None)
+def detect(folder: Path, kind: Kind | None = None) -> DataSet | None:
+    """The first data set whose raw files lie in `folder`, or None.
+
+    `kind` is what they are wanted for, if that is known; the answer may still be of another kind.
+    """
+    thought_of = sorted(_DATA_SETS, key=lambda data_set: data_set.asked)
+    return next(
+        (each for each in thought_of if each.asked <= (each.kind == kind) and each.detect(folder)), None
+    )
 
 
 def expectations(kind: Kind = "interactions") -> str:

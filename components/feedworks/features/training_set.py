@@ -26,8 +26,9 @@ from feedworks.contracts.features import (
     student_service,
     teacher_service,
 )
-from feedworks.contracts.files import ROW_GROUP_ROWS, read_table, write_table
+from feedworks.contracts.files import read_table, write_table
 from feedworks.contracts.retention import CATALOGUE, CONTENT_FILE, OBSERVABLES_FILE, SAMPLES
+from feedworks.contracts.tables import ROW_GROUP_ROWS
 from feedworks.errors import DataError
 from feedworks.features.definitions import define
 from feedworks.features.schema import ServiceSchema

@@ -17,6 +17,7 @@ from feedworks.contracts.files import FILES, is_data_folder
 from feedworks.contracts.ranking import FIELDS_FILE, read_fields
 from feedworks.contracts.retention import CATALOGUE, EVENTS, PROFILES
 from feedworks.contracts.tables import INTERACTIONS, ITEMS, USERS, Kind, Table
+from feedworks.contracts.text import TEXT_FOLDER
 from feedworks.errors import DataError
 from feedworks.progress import say
 from feedworks.validation.measure import Measured, measure
@@ -30,6 +31,7 @@ ORDER: dict[Kind, tuple[Table, ...]] = {
     "interactions": (ITEMS, USERS, INTERACTIONS),
     "retention": (CATALOGUE, PROFILES, EVENTS),
     "features": FEATURE_TABLES,
+    "text": TEXT_FOLDER,
 }
 
 

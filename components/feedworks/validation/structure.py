@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from feedworks.contracts.files import ROW_GROUP_ROWS, folder_layout
-from feedworks.contracts.tables import Table
+from feedworks.contracts.files import folder_layout
+from feedworks.contracts.tables import ROW_GROUP_ROWS, Table
 from feedworks.validation.result import Check
 
 # What pyarrow raises for a damaged file; a damaged column name is a UnicodeDecodeError.
@@ -62,7 +62,8 @@ def batches(file: pq.ParquetFile, contract: Table) -> Iterator[pa.RecordBatch]:
         OSError: A page is corrupt.
     """
     num_rows = 0
-    for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=contract.schema.names):
+    num_read = min(contract.group_rows, ROW_GROUP_ROWS)
+    for batch in file.iter_batches(batch_size=num_read, columns=contract.schema.names):
         # Nulls where the contract forbids them are the next checks' business, so they must survive the cast.
         yield pa.RecordBatch.from_arrays(
             [batch.column(c.name).cast(c.type) for c in contract.columns], names=contract.schema.names
@@ -107,7 +108,7 @@ def _same_values(found: pa.DataType, expected: pa.DataType) -> bool:
         return bool(_is_list(found) and found.value_type == expected.value_type)
     if pa.types.is_dictionary(found):
         found = found.value_type
-    if pa.types.is_string(expected):
+    if pa.types.is_string(expected) or pa.types.is_large_string(expected):
         return bool(pa.types.is_string(found) or pa.types.is_large_string(found))
     return bool(found == expected)
 

@@ -70,6 +70,30 @@ def test_synth_makes_retention_data_too(feedworks: Command, tmp_path: Path) -> N
     assert "--noise is for --kind retention, not interactions; leave it out" in refused.stderr
 
 
+def test_synth_makes_text_too(feedworks: Command, tmp_path: Path) -> None:
+    words = ["data", "synth", "--kind", "text", "--documents", "12", "--words", "80", "--out", "data"]
+    assert feedworks(*words).stdout == "wrote data; next: feedworks data validate data\n"
+    assert pq.read_metadata(tmp_path / "data" / "documents.parquet").num_rows == 12
+    assert feedworks("data", "validate", "data", "--kind", "text").returncode == 0
+    refused = feedworks("data", "synth", "--kind", "text", "--users", "5", "--out", "other")
+    assert (
+        "--users is for --kind interactions or ranking or retention, not text; leave it out" in refused.stderr
+    )
+
+
+def test_a_folder_of_texts_is_imported_where_text_is_asked_for(feedworks: Command, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "a.txt").write_text("\n\n".join(f"Paragraph {i}." for i in range(99)))
+    assert "holds the files of no known data set" in feedworks("data", "import", "raw", "--out", "a").stderr
+    made = feedworks("data", "import", "raw", "--kind", "text", "--out", "data")
+    assert made.stdout == "wrote data from Any folder of texts; next: feedworks data validate data\n"
+    assert feedworks("data", "validate", "data").returncode == 0
+    (raw / "input.txt").write_text("First Citizen:\nSpeak.")
+    refused = feedworks("data", "import", "raw", "--kind", "ranking", "--out", "other")
+    assert "raw holds tiny_shakespeare, which makes data of kind text, not ranking" in refused.stderr
+
+
 def test_data_commands_replace_nothing_but_tables(feedworks: Command, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     raw.mkdir()

@@ -56,7 +56,11 @@ def test_a_work_folder_with_other_files_is_refused(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("name", registry.names())
+# Those of texts are known by what stands in the files: test_books.py, test_documents.py.
+NAMES = [name for name in registry.names() if registry.get(name).kind != "text"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_each_data_set_knows_its_own_files_and_no_others(tmp_path, name):
     local = {"s3rec": ["Any.txt", "Any_item2attributes.json"], "frappe": ["frappe_train.csv.gz"]}
     files = [file.name for file in registry.get(name).files] or local[name]
@@ -81,6 +85,14 @@ def test_retention_data_are_made_and_told_from_others(tmp_path):
         open_data(raw_toys(tmp_path), tmp_path / "other", kind="retention")
 
 
+def test_text_is_made_and_told_from_others(tmp_path):
+    made = open_data("synthetic", tmp_path / "work", kind="text")
+    assert [path.name for path in made.iterdir()] == ["documents.parquet"]
+    assert open_data(made, tmp_path / "other", kind="text") == made
+    with pytest.raises(DataError, match="this is a text data folder; expected a retention data folder"):
+        open_data(made, tmp_path / "other", kind="retention")
+
+
 def test_an_unknown_source_lists_what_was_expected(tmp_path):
     with pytest.raises(DataError, match="no such folder; give a folder or the word 'synthetic'"):
         open_data(tmp_path / "absent", tmp_path / "work")
@@ -97,7 +109,8 @@ def test_the_registry_names_its_data_sets():
     assert registry.names() == [
         *("amazon_beauty", "amazon_sports", "amazon_toys"),
         *("amazon_beauty_2014", "amazon_sports_2014", "amazon_toys_2014"),
-        *("frappe", "kuairand_1k", "kuairand_27k", "kuairand_pure", "movietweetings_100k", "s3rec"),
+        *("frappe", "kuairand_1k", "kuairand_27k", "kuairand_pure", "movietweetings_100k"),
+        *("gutenberg_books", "paul_graham_essays", "tiny_shakespeare", "text_files", "s3rec"),
     ]
     for name in registry.names():
         data_set = registry.get(name)
