@@ -90,7 +90,7 @@ class CorpusConfig:
     tokenizer: str = ""
 
     def __post_init__(self) -> None:
-        between(258, 1 << 20, "corpus", vocab_size=self.vocab_size)
+        between(260, 1 << 20, "corpus", vocab_size=self.vocab_size)
 
 
 @dataclass(frozen=True, kw_only=True)

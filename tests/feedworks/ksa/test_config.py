@@ -34,7 +34,7 @@ def test_a_stage_of_the_extension_has_its_length() -> None:
         (["model.head_width=7"], "even"),
         (["model.rope_base=0"], "more than 0"),
         (["model.max_length=100"], "seq_len=128: expected at most model.max_length = 100"),
-        (["corpus.vocab_size=10"], "258 to"),
+        (["corpus.vocab_size=10"], "260 to"),
         (["needles.tasks=single,single"], "each once"),
         (["needles.tasks="], "single, multi_key"),
         (["needles.tasks=double"], "expected one of"),

@@ -1,0 +1,351 @@
+"""Facts hidden in long text and asked for at its end: RULER's tasks, short enough for a small model to learn.
+
+RULER: What's the Real Context Size of Your Long-Context Language Models? (Hsieh et al., arXiv 2404.06654).
+The tasks are its own, the words are ours: RULER asks a model that follows instructions, this asks for the
+next words of a text, so that a model of any size can be trained on the form (see `training_rows`).
+
+    single       The code of the amber fox is 4821. ... Remember: the code of the amber fox is >> 4821
+    multi_key    the same among codes of other things
+    multi_value  A code of the ... twice or more.       Remember: the codes of the amber fox are >> 4821, 3307
+    tracking     Let mip be 4821. Let tov be mip. ...   Remember: equal to 4821 are >> mip, tov, zan
+    frequent     words drawn by a power law             Remember: seen most are >> tov, mip, zan
+
+Everything around the needles is a haystack of whole sentences. Shapes: R rows, T tokens of a row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from feedworks.contracts.files import read_file
+from feedworks.errors import ConfigError, DataError
+from feedworks.ksa.corpus import encode
+from feedworks.ksa.needle_tasks import FREQUENT, HIDDEN, LEAST_COUNTS, TASKS, Coded, Made, counts, frequent
+from feedworks.progress import progress
+from feedworks.storage import atomic_file
+from feedworks.training.seed import numpy_generator
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+IGNORED = -100
+# The haystack of RULER's simplest task.
+NOISE = (
+    "The grass is green.",
+    "The sky is blue.",
+    "The sun is yellow.",
+    "Here we go.",
+    "There and back again.",
+)
+LONGEST_SENTENCE = 300  # characters; a longer one would make depths coarse
+MOST_MISSES = 20  # sentences in a row that do not fit into what is left
+_FULL_STOP = re.compile(r"[.!?]+[”’\"')]*(?=\s|$)")
+_SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("length", pa.int64()),
+        ("depth", pa.float64()),
+        ("prompt", pa.large_string()),
+        ("target", pa.string()),
+        ("answers", pa.list_(pa.string())),
+        ("prompt_ids", pa.large_list(pa.int32())),
+        ("target_ids", pa.list_(pa.int32())),
+    ]
+)
+
+IntArray = npt.NDArray[np.int32]
+
+
+class Needle(NamedTuple):
+    """One prompt with what must be in the answer.
+
+    Attributes:
+        task: one of `TASKS`.
+        length: tokens that prompt, target and the end of text take at most, as asked for.
+        depth: share of the haystack before the first sentence that is needed; None for `frequent`.
+        prompt: the text, from the space before its first word to right before the answer.
+        target: the expected continuation, which begins with a space.
+        answers: what must be found in the continuation.
+        prompt_ids: ids of the prompt, tokenised sentence by sentence.
+        target_ids: ids of the target, without the end of text.
+    """
+
+    task: str
+    length: int
+    depth: float | None
+    prompt: str
+    target: str
+    answers: tuple[str, ...]
+    prompt_ids: IntArray
+    target_ids: IntArray
+
+
+class _Part(NamedTuple):
+    text: str
+    ids: IntArray
+
+
+class Haystack:
+    """Sentences around the needles, with their ids.
+
+    Args:
+        tokenizer: The model's.
+        texts: Documents to take sentences from, read until there is enough; without any the five sentences of
+            RULER's noise.
+        max_tokens: How much is read; longer prompts read the sentences again.
+
+    Raises:
+        DataError: The texts hold no sentence.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        texts: Iterable[str] | None = None,
+        *,
+        max_tokens: int = 1_000_000,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.parts: list[_Part] = []
+        count = 0
+        for text in [" ".join(NOISE)] if texts is None else texts:
+            sentences = [f" {sentence}" for sentence in sentences_of(text)]
+            for part in self.encode(sentences):
+                self.parts.append(part)
+                count += len(part.ids)
+            if count >= max_tokens:
+                break
+        if not self.parts:
+            raise DataError("the haystack has no sentence; give texts with full stops")
+
+    def encode(self, texts: Sequence[str]) -> list[_Part]:
+        """Texts with their ids."""
+        ids = encode(self.tokenizer, texts)
+        return [_Part(text, each.astype(np.int32)) for text, each in zip(texts, ids, strict=True)]
+
+    def draw(self, num_tokens: int, rng: np.random.Generator) -> list[_Part]:
+        """Sentences from a random one on, `num_tokens` long at most; those that do not fit are left out."""
+        place, misses = int(rng.integers(len(self.parts))), 0
+        found: list[_Part] = []
+        while num_tokens > 0 and misses < (MOST_MISSES if found else len(self.parts)):
+            part = self.parts[place % len(self.parts)]
+            fits = len(part.ids) <= num_tokens
+            if fits:
+                found.append(part)
+                num_tokens -= len(part.ids)
+            misses = 0 if fits else misses + 1
+            place += 1
+        return found
+
+
+def make_needles(
+    haystack: Haystack,
+    *,
+    tasks: Sequence[str],
+    lengths: Sequence[int],
+    depths: Sequence[float] | None,
+    per_cell: int,
+    seed: int,
+) -> list[Needle]:
+    """Prompts for each task, length and depth; the same arguments give the same prompts.
+
+    Args:
+        haystack: What is around the needles. For a measure take held-out texts, for training others.
+        tasks: Some of `TASKS`.
+        lengths: Tokens that prompt, target and end of text take at most; a few less where the next sentence
+            would not fit.
+        depths: 0 for the first sentence, 1 for the last; None draws one for each prompt. `frequent` has none:
+            it gives `per_cell` prompts for each length.
+        per_cell: Prompts for each.
+        seed: Another one for training than for the measure.
+
+    Raises:
+        ConfigError: An unknown task, a depth outside 0 to 1, or a length that cannot hold a task.
+    """
+    unknown = [task for task in tasks if task not in TASKS]
+    if unknown:
+        raise ConfigError(f"unknown needle task {unknown[0]!r}; known are {', '.join(TASKS)}")
+    if not all(0 <= depth <= 1 for depth in depths or ()):
+        raise ConfigError(f"needle depths {depths}: expected numbers from 0 to 1")
+    cells = [
+        (task, length, depth, i)
+        for task in tasks
+        for length in lengths
+        for depth in ([None] if depths is None or task == FREQUENT else depths)
+        for i in range(per_cell)
+    ]
+    found = []
+    for task, length, depth, i in progress(cells, label="needle prompts"):
+        rng = numpy_generator(seed, "needle", task, length, "any" if depth is None else str(depth), i)
+        found.append(_needle(haystack, task, length, depth, rng))
+    return found
+
+
+def write_needles(needles: Sequence[Needle], path: Path) -> Path:
+    """Writes prompts as a parquet file by one rename and returns its path."""
+    rows = pa.Table.from_pylist([needle._asdict() for needle in needles], _SCHEMA)
+    with atomic_file(path) as temporary:
+        pq.write_table(rows, temporary, compression="zstd", row_group_size=1024, write_page_checksum=True)
+    return path
+
+
+def read_needles(path: Path) -> list[Needle]:
+    """The prompts of a file.
+
+    Raises:
+        DataError: The file is missing or not of this form.
+    """
+    columns = read_file(path, _SCHEMA.names)
+    return [
+        Needle(
+            task=row["task"],
+            length=row["length"],
+            depth=row["depth"],
+            prompt=row["prompt"],
+            target=row["target"],
+            answers=tuple(row["answers"]),
+            prompt_ids=np.array(row["prompt_ids"], np.int32),
+            target_ids=np.array(row["target_ids"], np.int32),
+        )
+        for row in columns.to_pylist()
+    ]
+
+
+def score(answers: Sequence[str], continuation: str) -> float:
+    """Share of the answers that stand in the continuation as words of their own, as RULER counts recall.
+
+    RULER also counts an answer inside a longer word; here `4821` is not found in `14821`. What comes after
+    the first line is not looked at.
+    """
+    line = continuation.strip().partition("\n")[0].lower()
+    return sum(
+        re.search(rf"(?<!\w){re.escape(answer.lower())}(?!\w)", line) is not None for answer in answers
+    ) / len(answers)
+
+
+class NeedleRows(NamedTuple):
+    """Rows for training, labels for the targets alone.
+
+    Attributes:
+        input_ids_RT: int64; prompt, target, end of text, then more ends of text up to T.
+        label_RT: target and the first end of text in their own places, -100 elsewhere.
+    """
+
+    input_ids_RT: Tensor
+    label_RT: Tensor
+
+
+def training_rows(needles: Sequence[Needle], *, seq_len: int, end_id: int) -> NeedleRows:
+    """Prompts with their targets as rows of equal length.
+
+    Args:
+        needles: At least one.
+        seq_len: T.
+        end_id: The tokenizer's end of text; it closes the target and fills the row.
+
+    Raises:
+        ConfigError: A prompt with its target is longer than a row.
+    """
+    shape = (len(needles), seq_len)
+    input_ids_RT, label_RT = np.full(shape, end_id, np.int64), np.full(shape, IGNORED, np.int64)
+    for row, needle in enumerate(needles):
+        begin, answer = len(needle.prompt_ids), [*needle.target_ids.tolist(), end_id]
+        if begin + len(answer) > seq_len:
+            raise ConfigError(
+                f"a needle prompt of length {needle.length} needs {begin + len(answer)} tokens, a row has "
+                f"{seq_len}; make the rows longer or the prompts shorter"
+            )
+        input_ids_RT[row, :begin] = needle.prompt_ids
+        input_ids_RT[row, begin : begin + len(answer)] = answer
+        label_RT[row, begin : begin + len(answer)] = answer
+    return NeedleRows(torch.from_numpy(input_ids_RT), torch.from_numpy(label_RT))
+
+
+def sentences_of(text: str) -> Iterator[str]:
+    """Sentences of a text, on one line each; those that are very long or have no letter are left out."""
+    begin = 0
+    for stop in _FULL_STOP.finditer(text):
+        sentence = " ".join(text[begin : stop.end()].split())
+        begin = stop.end()
+        if len(sentence) <= LONGEST_SENTENCE and any(character.isalpha() for character in sentence):
+            yield sentence
+
+
+def _needle(
+    haystack: Haystack, task: str, length: int, depth: float | None, rng: np.random.Generator
+) -> Needle:
+    made = frequent(rng) if task == FREQUENT else HIDDEN[task](rng)
+    question, target = haystack.encode([made.question, made.target])
+    room = length - len(question.ids) - len(target.ids) - 1
+    if isinstance(made, Coded):
+        parts = _coded(haystack, made, room, rng)
+    else:
+        depth = float(rng.random()) if depth is None else depth
+        parts = _hidden(haystack, made, room, depth, rng)
+    if not parts:
+        raise ConfigError(
+            f"needle length {length} cannot hold the task {task}, whose question and answer alone take "
+            f"{length - room} tokens with this tokenizer; make it longer or leave the task out"
+        )
+    parts.append(question)
+    return Needle(
+        task=task,
+        length=length,
+        depth=depth,
+        prompt="".join(part.text for part in parts),
+        target=made.target,
+        answers=made.answers,
+        prompt_ids=np.concatenate([part.ids for part in parts]),
+        target_ids=target.ids,
+    )
+
+
+def _hidden(haystack: Haystack, made: Made, room: int, depth: float, rng: np.random.Generator) -> list[_Part]:
+    """Needles among sentences; nothing where there is no room for them."""
+    needed, others = haystack.encode(made.needed), haystack.encode(made.others)
+    # A haystack must be left to search in.
+    while len(others) > made.least_others and _size([*needed, *others]) > room // 2:
+        others.pop()
+    hay = haystack.draw(room - _size([*needed, *others]), rng)
+    if not hay:
+        return []
+    first = round(depth * len(hay))
+    # What is needed later lies after it, what is not needed anywhere.
+    later = sorted(rng.integers(first, len(hay) + 1, len(needed) - 1).tolist())
+    anywhere = sorted(rng.integers(0, len(hay) + 1, len(others)).tolist())
+    placed = [*zip([first, *later], needed, strict=True), *zip(anywhere, others, strict=True)]
+    parts = []
+    for place in range(len(hay) + 1):
+        parts += [needle for at, needle in placed if at == place]
+        parts += hay[place : place + 1]
+    return parts
+
+
+def _coded(haystack: Haystack, made: Coded, room: int, rng: np.random.Generator) -> list[_Part]:
+    """Coded words in random order; nothing where there is no room for the least of them."""
+    words = haystack.encode([f" {word}" for word in made.words])
+
+    def drawn(num_words: int) -> list[int]:
+        return [i for i, count in enumerate(counts(num_words)) for _ in range(count)]
+
+    least = sum(LEAST_COUNTS)
+    num_words = room // max(len(word.ids) for word in words)
+    if num_words < least:
+        return []
+    while sum(len(words[i].ids) for i in drawn(num_words + 1)) <= room:
+        num_words += 1
+    return [words[i] for i in rng.permutation(drawn(num_words)).tolist()]
+
+
+def _size(parts: Iterable[_Part]) -> int:
+    return sum(len(part.ids) for part in parts)

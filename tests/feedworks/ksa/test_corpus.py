@@ -1,0 +1,195 @@
+"""Documents to tokens and back: byte for byte, whole or absent, and never more than the training split."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from transformers import AutoTokenizer
+
+from feedworks.contracts.files import write_table
+from feedworks.contracts.synthetic_text import write_synthetic_text
+from feedworks.contracts.text import DOCUMENTS
+from feedworks.errors import ConfigError, DataError, ModelError
+from feedworks.ksa import corpus
+from feedworks.ksa.corpus import (
+    SPECIAL,
+    TokenFile,
+    copy_tokenizer,
+    encode,
+    fit_tokenizer,
+    load_tokenizer,
+    read_documents,
+    tokenise,
+)
+
+AWKWARD = (
+    "Brontë  said:\t“no”.\n\n\n1234 5 — <|endoftext|> \U0001f600 end\u0301 \x07"
+    " it's THEY'LL <|im_end|>\n  indented\n\ttabs \n"
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_synthetic_text(tmp_path_factory.mktemp("data"), num_documents=20, num_words=200)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(data, tmp_path_factory):
+    return fit_tokenizer(data, tmp_path_factory.mktemp("fit") / "tokenizer", vocab_size=400)
+
+
+def folder_of(texts, folder, splits=None):
+    rows = {
+        "document_id": list(range(len(texts))),
+        "title": ["t"] * len(texts),
+        "split": splits or ["train"] * len(texts),
+        "text": pa.array(texts, pa.large_string()),
+    }
+    write_table(DOCUMENTS, pa.table(rows), folder)
+    return folder
+
+
+def test_any_text_comes_back_byte_for_byte(tokenizer_dir):
+    tokenizer = load_tokenizer(tokenizer_dir)
+    (ids,) = encode(tokenizer, [AWKWARD])
+    assert tokenizer.decode(ids) == AWKWARD
+    assert min(ids) >= len(SPECIAL), "text that spells a special token is not one"
+    assert max(ids) < len(tokenizer) == 400
+    assert tokenizer(" <|endoftext|>")["input_ids"][-1] == tokenizer.eos_token_id, "but whoever asks gets it"
+
+
+def test_digits_stand_alone(tokenizer_dir):
+    tokenizer = load_tokenizer(tokenizer_dir)
+    assert len(encode(tokenizer, ["4821"])[0]) == 4
+
+
+def test_the_folder_is_what_transformers_reads(tokenizer_dir):
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    assert (tokenizer.eos_token, tokenizer.pad_token) == SPECIAL[:2]
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 1)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_the_same_documents_give_the_same_tokenizer(data, tokenizer_dir, tmp_path):
+    again = fit_tokenizer(data, tmp_path / "again", vocab_size=400)
+    for path in tokenizer_dir.iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes()
+
+
+def test_the_tokenizer_sees_the_training_split_alone(data, tmp_path):
+    texts = [document.text for document in read_documents(data, "train")]
+    other = folder_of([*texts, "zq zq zq " * 500], tmp_path / "data", ["train"] * len(texts) + ["test"])
+    fit = fit_tokenizer(other, tmp_path / "fit", vocab_size=400)
+    (ids,) = encode(load_tokenizer(fit), ["zq"])
+    assert len(ids) == 2
+
+
+def test_token_files_hold_every_document_with_its_end(data, tokenizer_dir, tmp_path):
+    size = tokenise(data, tokenizer_dir, tmp_path / "tokens")
+    tokenizer = load_tokenizer(tokenizer_dir)
+    for split in ("train", "valid", "test"):
+        documents = list(read_documents(data, split))
+        file = TokenFile(tmp_path / "tokens" / f"{split}.bin")
+        assert isinstance(file.tokens, np.memmap)
+        assert file.tokens.dtype == np.uint16
+        assert (file.num_documents, len(file.tokens)) == (size.num_documents[split], size.num_tokens[split])
+        assert file.num_documents == len(documents)
+        assert file.starts[0] == 0
+        assert file.starts[-1] == len(file.tokens)
+        for place, document in enumerate(documents):
+            ids = file.document(place)
+            assert ids[-1] == file.end_id == tokenizer.eos_token_id
+            assert tokenizer.decode(ids[:-1]) == document.text
+        assert file.tokens.max() < file.vocab_size == 400
+    assert size.num_characters == sum(len(document.text) for document in read_documents(data))
+
+
+def test_parts_and_batches_change_nothing(data, tokenizer_dir, tmp_path, monkeypatch):
+    texts = [document.text for document in read_documents(data)]
+    texts += [AWKWARD * 20, "x" * 3000, "\n\n a\n\nb" * 300]
+    folder = folder_of(texts, tmp_path / "data")
+    tokenise(folder, tokenizer_dir, tmp_path / "whole")
+    monkeypatch.setattr(corpus, "PART_CHARACTERS", 500)
+    monkeypatch.setattr(corpus, "BATCH_CHARACTERS", 2_000)
+    monkeypatch.setattr(corpus, "READ_ROWS", 1)
+    tokenise(folder, tokenizer_dir, tmp_path / "parts")
+    whole, parts = (TokenFile(tmp_path / name / "train") for name in ("whole", "parts"))
+    decode = load_tokenizer(tokenizer_dir).decode
+    assert [decode(parts.document(i)[:-1]) for i in range(len(texts))] == texts
+    # Text without lines is cut anywhere, all other exactly where no token spans the cut.
+    cut_anywhere = len(texts) - 2
+    for place in set(range(len(texts))) - {cut_anywhere, len(texts) - 1}:
+        assert parts.document(place).tolist() == whole.document(place).tolist()
+
+
+def test_large_vocabularies_take_four_bytes(data, tmp_path):
+    fit = fit_tokenizer(data, tmp_path / "fit", vocab_size=300)
+    tokenizer = load_tokenizer(fit)
+    tokenizer.add_tokens([f"unused{i}" for i in range(1 << 16)])
+    tokenizer.save_pretrained(tmp_path / "wide")
+    tokenise(data, tmp_path / "wide", tmp_path / "tokens")
+    assert TokenFile(tmp_path / "tokens" / "valid").tokens.dtype == np.uint32
+
+
+def test_a_copied_tokenizer_gives_the_same_ids(tokenizer_dir, tmp_path):
+    copied = load_tokenizer(copy_tokenizer(tokenizer_dir, tmp_path / "copy"))
+    assert (
+        encode(copied, [AWKWARD])[0].tolist() == encode(load_tokenizer(tokenizer_dir), [AWKWARD])[0].tolist()
+    )
+
+
+def test_an_empty_split_is_a_file_without_tokens(tokenizer_dir, tmp_path):
+    tokenise(folder_of(["One.\n"], tmp_path / "data"), tokenizer_dir, tmp_path / "tokens")
+    file = TokenFile(tmp_path / "tokens" / "test")
+    assert (file.num_documents, len(file.tokens)) == (0, 0)
+
+
+def test_an_error_leaves_the_earlier_tokens(data, tokenizer_dir, tmp_path, monkeypatch):
+    out = tmp_path / "tokens"
+    tokenise(data, tokenizer_dir, out)
+    before = (out / "train.bin").read_bytes()
+    monkeypatch.setattr(corpus, "encode", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tokenise(data, tokenizer_dir, out)
+    assert (out / "train.bin").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("train.bin", lambda path: path.write_bytes(path.read_bytes()[:-2]), r"train\.bin has .* bytes, not"),
+        ("train.starts", lambda path: path.unlink(), r"train\.starts is missing; tokenise the corpus again"),
+        ("index.json", lambda path: path.write_text("{}"), r"index\.json does not tell of train"),
+        ("index.json", lambda path: path.unlink(), r"index\.json is missing"),
+    ],
+)
+def test_damaged_token_files_are_told(data, tokenizer_dir, tmp_path, name, damage, said):
+    tokenise(data, tokenizer_dir, tmp_path / "tokens")
+    damage(tmp_path / "tokens" / name)
+    with pytest.raises(DataError, match=said):
+        TokenFile(tmp_path / "tokens" / "train.bin")
+
+
+def test_what_is_no_tokenizer_is_told(data, tokenizer_dir, tmp_path):
+    with pytest.raises(ModelError, match=r"holds no tokenizer\.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match="the tokenizer cannot be loaded"):
+        load_tokenizer(tmp_path)
+    load_tokenizer(tokenizer_dir).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(ModelError, match="has no end of text"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(ConfigError, match="expected at least 260"):
+        fit_tokenizer(data, tmp_path / "fit", vocab_size=259)
+
+
+def test_a_corpus_without_training_documents_is_told(tokenizer_dir, tmp_path):
+    data = folder_of(["One.\n"], tmp_path / "data", ["test"])
+    with pytest.raises(DataError, match="no documents of the split train"):
+        fit_tokenizer(data, tmp_path / "fit", vocab_size=300)
+    with pytest.raises(DataError, match="cannot read"):
+        tokenise(tmp_path / "absent", tokenizer_dir, tmp_path / "tokens")
