@@ -7,7 +7,6 @@ a chunk, S sequences whose chunk ends with this token.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,43 +14,9 @@ from transformers import Cache
 
 from feedworks.errors import ConfigError
 from feedworks.ksa.architecture import Qwen3KsaConfig
+from feedworks.ksa.plans import DecodePlan, ExtendPlan, order_rows
 from feedworks_kernels.summary_attention import Rows
 from feedworks_kernels.summary_decode import CacheLayout, DecodeStep, Extension, Places, SummaryCache
-
-
-class DecodePlan(NamedTuple):
-    """One step of decoding; the same for all layers of one layout.
-
-    Attributes:
-        slot_B: slot of each sequence.
-        ending_S: places in `slot_B` of the sequences whose chunk this token ends, None if there is none.
-        length_B: tokens of each sequence before this one: the new token's position.
-        places: for each distinct layout, where rows go and what they read.
-    """
-
-    slot_B: Tensor
-    ending_S: Tensor | None
-    length_B: Tensor
-    places: dict[CacheLayout, Places]
-
-    @property
-    def num_text(self) -> int:
-        """B: the first rows of the pass."""
-        return len(self.slot_B)
-
-
-class ExtendPlan(NamedTuple):
-    """Several more tokens of one sequence; the same for all layers of one layout.
-
-    Attributes:
-        num_text: T.
-        slot: of the sequence.
-        extensions: for each distinct layout, what the new rows read.
-    """
-
-    num_text: int
-    slot: int
-    extensions: dict[CacheLayout, Extension]
 
 
 class KsaCache(Cache):
@@ -81,6 +46,7 @@ class KsaCache(Cache):
         self.config = config
         self.capacity = capacity
         self.lengths = [0] * num_slots
+        self.num_columns = 0
         num_heads, width = config.num_key_value_heads, config.head_dim
         self.rings = [
             SummaryCache(layout, num_slots, num_heads, width, dtype=dtype, device=device)
@@ -113,30 +79,60 @@ class KsaCache(Cache):
             raise ValueError(f"slots {busy} hold sequences: reset them before prefill")
 
     def plan(self, slots: Sequence[int]) -> DecodePlan:
-        """Say what the next token of some sequences writes and reads."""
-        device = self.rings[0].length_N.device
-        chunk, with_summaries = self.config.chunk, self.config.summaries > 0
-        lengths = [self.lengths[slot] for slot in slots]
-        ending = [b for b, length in enumerate(lengths) if with_summaries and length % chunk == chunk - 1]
-        slot_B = torch.tensor(list(slots), device=device)
-        ending_S = torch.tensor(ending, device=device) if ending else None
-        places: dict[CacheLayout, Places] = {}
-        for ring in self.rings:
-            if ring.layout not in places:
-                given = ending_S if ring.layout.chunk == chunk else None
-                places[ring.layout] = ring.places(slot_B, given, summaries=given is not None)
-        return DecodePlan(slot_B, ending_S, torch.tensor(lengths, device=device), places)
+        """Say what the next token of some sequences writes and reads.
 
-    def step(
-        self, layer: int, text: Rows, summary: Rows | None, plan: DecodePlan, scale: float
-    ) -> DecodeStep:
-        """Add one token of each sequence to a layer, and the summaries of chunks that end, and attend."""
+        Raises:
+            ValueError: a slot is not there, named twice or full.
+        """
+        self._check_step(slots)
+        device = self.rings[0].length_N.device
+        chunk = self.config.chunk
+        lengths = [self.lengths[slot] for slot in slots]
+        ends = [b for b, length in enumerate(lengths) if self.config.summaries and (length + 1) % chunk == 0]
+        slot_B, order = torch.tensor(list(slots), device=device), None
+        if ends:
+            order = order_rows(len(lengths), ends, self.config.summaries, device)
+        places: dict[CacheLayout, Places] = {}
+        moves: dict[CacheLayout, Places] = {}
+        for layout, ring in {ring.layout: ring for ring in self.rings}.items():
+            if order is None or layout.chunk != chunk:
+                places[layout] = ring.places(slot_B, summaries=False, trusted=True)
+                continue
+            here = places[layout] = ring.places(slot_B, order.ending_S, trusted=True)
+            moving = here.slot_B[order.ending_S], here.move_BP[order.ending_S]
+            moves[layout] = here._replace(slot_B=moving[0], move_BP=moving[1])
+        return DecodePlan(tuple(slots), torch.tensor(lengths, device=device), order, places, moves)
+
+    def _check_step(self, slots: Sequence[int]) -> None:
+        """On the host, which knows all lengths: on a GPU a step that cannot be made would give NaN."""
+        if len(set(slots)) < len(slots):
+            raise ValueError(f"slots {list(slots)}: expected each once")
+        for slot in slots:
+            if not 0 <= slot < len(self.lengths):
+                raise ValueError(f"slot {slot}: expected 0 .. {len(self.lengths) - 1}")
+            if self.lengths[slot] >= self.capacity:
+                raise ValueError(f"slot {slot} is full: it holds {self.capacity} tokens, the capacity")
+
+    def step(self, layer: int, rows: Rows, plan: DecodePlan, scale: float) -> Tensor:
+        """Add one token of each sequence to a layer, and the summaries of chunks that end, and attend.
+
+        Args:
+            layer: its number.
+            rows: (R, ., E), as `DecodePlan` orders them; a layer without summaries takes the text rows only.
+            plan: of this step.
+            scale: factor of the products.
+
+        Returns:
+            (R, H, E).
+        """
         ring = self.rings[layer]
-        kept = summary if ring.layout.chunk == self.config.chunk else None
-        ending_S = plan.ending_S if kept is not None else None
-        return ring.step(
-            text, kept, slot_B=plan.slot_B, ending_S=ending_S, places=plan.places[ring.layout], scale=scale
-        )
+        layout, order = ring.layout, plan.order
+        if order is None or layout not in plan.moves:
+            together = Rows(*(row_BHE[:, :, None] for row_BHE in rows))
+            return ring.advance(together, plan.places[layout], None, scale)[:, :, 0]
+        together = Rows(*(row_RHE[order.row_BQ].transpose(1, 2) for row_RHE in rows))
+        out_BHQE = ring.advance(together, plan.places[layout], plan.moves[layout], scale)
+        return out_BHQE[order.sequence_R, :, order.place_R]
 
     def stepped(self, slots: Sequence[int]) -> None:
         """Note that a token has been added in all layers."""
@@ -166,6 +162,11 @@ class KsaCache(Cache):
         """Note that the tokens have been added in all layers."""
         self.lengths[plan.slot] += plan.num_text
 
+    def drop_torn(self, slots: Sequence[int]) -> None:
+        """Empty the slots in which some layers have tokens that others have not, after an error."""
+        stored = [ring.length_N.tolist() for ring in self.rings]
+        self.reset([slot for slot in slots if any(found[slot] != self.lengths[slot] for found in stored)])
+
     def free_slots(self) -> list[int]:
         """Return the slots that hold no sequence."""
         return [slot for slot, length in enumerate(self.lengths) if not length]
@@ -177,6 +178,68 @@ class KsaCache(Cache):
             ring.reset(list(chosen))
         for slot in chosen:
             self.lengths[slot] = 0
+        if not any(self.lengths):
+            self.num_columns = 0
+
+    def make_room(self, length: int) -> None:
+        """Reserve for sequences of this length, and more than that if it has to be done at all."""
+        if length > self.capacity:
+            self.reserve(max(length, self.capacity * 3 // 2))
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for longer sequences, in new tensors, one layer after the other.
+
+        Raises:
+            ValueError: the capacity is smaller than the present one.
+        """
+        if capacity == self.capacity:
+            return
+        for number, (ring, layout) in enumerate(zip(self.rings, layouts(self.config, capacity), strict=True)):
+            if layout.chunk == ring.layout.chunk:
+                ring.reserve(capacity)
+            else:
+                self.rings[number] = _longer(ring, layout)
+        self.capacity = capacity
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Let each slot have the sequence of the slot that is named for it, as beam search asks for."""
+        chosen = [int(slot) for slot in beam_idx.tolist()]
+        changed = [slot for slot, source in enumerate(chosen) if slot != source]
+        if not changed:
+            return
+        device = self.rings[0].length_N.device
+        to, source = (
+            torch.tensor(changed, device=device),
+            torch.tensor([chosen[slot] for slot in changed], device=device),
+        )
+        for ring in self.rings:
+            for tensor in (ring.key_NGLD, ring.value_NGLD, ring.length_N):
+                tensor[to] = tensor[source]
+        before = list(self.lengths)
+        for slot in changed:
+            self.lengths[slot] = before[chosen[slot]]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse: what a ring of chunks has overwritten is gone.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "tokens cannot be taken back from a ring of chunks: reset the slots and prefill them"
+        )
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Refuse: the number of slots is fixed.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"the cache has {len(self.lengths)} slots: make one with as many as are needed")
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Refuse, as `batch_repeat_interleave`."""
+        self.batch_repeat_interleave(1)
 
     @property
     def num_bytes(self) -> int:
@@ -189,17 +252,48 @@ class KsaCache(Cache):
         return sum(ring.used_bytes(found) for ring in self.rings)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the tokens of the longest sequence."""
-        return max(self.lengths)
+        """Return the tokens of the longest sequence; with the padding before them if `forward` took them."""
+        return self.num_columns or max(self.lengths)
 
-    def get_max_length(self) -> int:
+    def get_max_length(self, layer_idx: int | None = None) -> int:
         """Return the capacity."""
         return self.capacity
+
+    def __len__(self) -> int:
+        return len(self.rings)
+
+    @property
+    def batch_size(self) -> int:
+        """The number of slots."""
+        return len(self.lengths)
 
     @property
     def is_compileable(self) -> bool:
         """Whether transformers may compile a model around it: it may not, lengths are kept on the host."""
         return False
+
+    @property
+    def is_croppable(self) -> bool:
+        """Whether `crop` works."""
+        return False
+
+
+def _longer(ring: SummaryCache, layout: CacheLayout) -> SummaryCache:
+    """Copy a cache of one unfinished chunk, which fills leftwards, to the end of a longer chunk."""
+    num_slots, num_heads, _, width = ring.key_NGLD.shape
+    dtype, device = ring.key_NGLD.dtype, ring.key_NGLD.device
+    longer = SummaryCache(layout, num_slots, num_heads, width, dtype=dtype, device=device)
+    stop, old = layout.first_ring_row, ring.layout
+    for name in ("key_NGLD", "value_NGLD"):
+        rows = getattr(ring, name)[:, :, old.summaries : old.first_ring_row]
+        getattr(longer, name)[:, :, stop - rows.shape[2] : stop] = rows
+    longer.length_N.copy_(ring.length_N)
+    return longer
+
+
+def has_cache(config: Qwen3KsaConfig) -> bool:
+    """Whether there is a cache: baselines with windows and without summaries have none."""
+    return config.summaries > 0 or all(window is None for window in config.layer_windows)
 
 
 def layouts(config: Qwen3KsaConfig, capacity: int) -> list[CacheLayout]:
@@ -208,12 +302,12 @@ def layouts(config: Qwen3KsaConfig, capacity: int) -> list[CacheLayout]:
     Raises:
         ConfigError: as `KsaCache`.
     """
-    windows = config.layer_windows
-    if config.summaries == 0 and any(window is not None for window in windows):
+    if not has_cache(config):
         raise ConfigError(
             "a model with windows and without summaries is a baseline and has no cache: "
             "generate with use_cache=False"
         )
+    windows = config.layer_windows
     # A layer that gets no summary rows is one unfinished chunk: appended to, read whole.
     plain = CacheLayout(capacity + 1, None, capacity, 1)
     return [

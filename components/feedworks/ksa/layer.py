@@ -16,7 +16,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3Decode
 from feedworks.ksa import attention
 from feedworks.ksa.architecture import Qwen3KsaConfig
 from feedworks.ksa.attention import Plan
-from feedworks.ksa.cache import DecodePlan, ExtendPlan, KsaCache
+from feedworks.ksa.cache import KsaCache
+from feedworks.ksa.plans import DecodePlan, ExtendPlan
 from feedworks_kernels.summary_attention import Rows
 
 
@@ -63,7 +64,8 @@ class KsaAttention(Qwen3Attention):
         query, key = query.to(value.dtype), key.to(value.dtype)
         if isinstance(plan, DecodePlan):
             assert past_key_values is not None
-            out = self._step(query, key, value, past_key_values, plan)
+            rows = (row[0].transpose(0, 1) for row in (query, key, value))
+            out = past_key_values.step(self.layer_idx, Rows(*rows), plan, self.scaling)
         elif isinstance(plan, ExtendPlan):
             assert past_key_values is not None
             text, summary = _parts(query, key, value, plan.num_text)
@@ -87,42 +89,24 @@ class KsaAttention(Qwen3Attention):
         """Return queries (B, H, R, E), keys and values (B, G, R, E) before rotation."""
         weight = self.summary_weight if self.has_own and rows_BRD.shape[1] > num_text else 0.0
         if not weight:
-            return self._heads(rows_BRD, "proj")
+            return self._normed(self._heads(rows_BRD, "proj"))
         summary_BSD = rows_BRD[:, num_text:]
-        summary = self._heads(summary_BSD, "summary")
-        if weight < 1:
-            shared = self._heads(summary_BSD, "proj")
-            query, key, value = (
-                torch.lerp(old, own, weight) for old, own in zip(shared, summary, strict=True)
-            )
-            summary = (query, key, value)
-        text = self._heads(rows_BRD[:, :num_text], "proj")
-        query, key, value = (torch.cat(pair, dim=2) for pair in zip(text, summary, strict=True))
+        text, summary = self._heads(rows_BRD[:, :num_text], "proj"), self._heads(summary_BSD, "summary")
+        if weight == 1:
+            return self._normed([torch.cat(pair, dim=1) for pair in zip(text, summary, strict=True)])
+        shared = self._normed(self._heads(summary_BSD, "proj"))
+        mixed = (torch.lerp(old, own, weight) for old, own in zip(shared, self._normed(summary), strict=True))
+        query, key, value = (torch.cat(pair, dim=2) for pair in zip(self._normed(text), mixed, strict=True))
         return query, key, value
 
-    def _heads(self, rows_BRD: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, rows_BRD: Tensor, kind: str) -> list[Tensor]:
+        """Return queries (B, R, H, E), keys and values (B, R, G, E) by one kind of projections."""
         shape = (*rows_BRD.shape[:-1], -1, self.head_dim)
-        query, key, value = (
-            getattr(self, f"{name}_{kind}")(rows_BRD).view(shape) for name in ("q", "k", "v")
-        )
-        return self.q_norm(query).transpose(1, 2), self.k_norm(key).transpose(1, 2), value.transpose(1, 2)
+        return [getattr(self, f"{name}_{kind}")(rows_BRD).view(shape) for name in ("q", "k", "v")]
 
-    def _step(self, query: Tensor, key: Tensor, value: Tensor, cache: KsaCache, plan: DecodePlan) -> Tensor:
-        """Return (1, B + S m, H E) of one token for each of B sequences and the summaries of S chunks."""
-        num_text, num_summaries = plan.num_text, self.config.summaries
-        text = Rows(*(rows[0, :, :num_text].transpose(0, 1)[:, :, None] for rows in (query, key, value)))
-        summary = None
-        if query.shape[2] > num_text:
-            behind = (
-                torch.split(rows[0, :, num_text:], num_summaries, dim=1) for rows in (query, key, value)
-            )
-            summary = Rows(*(torch.stack(rows) for rows in behind))
-        out = cache.step(self.layer_idx, text, summary, plan, self.scaling)
-        flat = [out.text_BHQD.flatten(1)]
-        if summary is not None:
-            assert out.summary_BHmD is not None
-            flat.append(out.summary_BHmD.transpose(1, 2).flatten(2).flatten(0, 1))
-        return torch.cat(flat)[None]
+    def _normed(self, heads: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = heads
+        return self.q_norm(query).transpose(1, 2), self.k_norm(key).transpose(1, 2), value.transpose(1, 2)
 
 
 class Qwen3KsaDecoderLayer(Qwen3DecoderLayer):

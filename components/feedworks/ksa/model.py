@@ -20,13 +20,16 @@ from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3RMSNorm,
     Qwen3RotaryEmbedding,
 )
+from transformers.utils.generic import can_return_tuple
 
-from feedworks.ksa import attention
+from feedworks.ksa import attention, generation
 from feedworks.ksa.architecture import Qwen3KsaConfig
 from feedworks.ksa.attention import Plan
-from feedworks.ksa.cache import DecodePlan, ExtendPlan, KsaCache
+from feedworks.ksa.cache import KsaCache
+from feedworks.ksa.generation import KsaGeneration
 from feedworks.ksa.layer import KsaAttention, Qwen3KsaDecoderLayer
 from feedworks.ksa.padding import Alignment
+from feedworks.ksa.plans import DecodePlan, ExtendPlan
 from feedworks_kernels.summary_attention import first_chunks
 
 
@@ -103,8 +106,8 @@ class Qwen3KsaModel(Qwen3KsaPreTrainedModel):
         """Return the states (B, D) of one more token for each sequence."""
         text_BD = self.embed_tokens(token_B)
         rows_RD, position_R = text_BD, plan.length_B
-        if plan.ending_S is not None:
-            chunk_S = plan.length_B[plan.ending_S] // self.config.chunk
+        if plan.order is not None:
+            chunk_S = plan.length_B[plan.order.ending_S] // self.config.chunk
             position_R = torch.cat((position_R, self._summary_positions(chunk_S)))
             rows_RD = torch.cat((text_BD, self.summary_embedding.weight.repeat(len(chunk_S), 1)))
         return self._through(rows_RD[None], position_R[None], plan, cache)[0]
@@ -140,7 +143,7 @@ class Qwen3KsaModel(Qwen3KsaPreTrainedModel):
         return (chunk_C[:, None] * chunk + behind_m).flatten()
 
 
-class Qwen3KsaForCausalLM(Qwen3KsaPreTrainedModel, Qwen3ForCausalLM):
+class Qwen3KsaForCausalLM(KsaGeneration, Qwen3KsaPreTrainedModel, Qwen3ForCausalLM):
     """Qwen3 for causal language modelling with summary attention.
 
     `forward` and `generate` are transformers'; `prefill` and `decode` serve sequences of unequal lengths in
@@ -154,47 +157,53 @@ class Qwen3KsaForCausalLM(Qwen3KsaPreTrainedModel, Qwen3ForCausalLM):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         past_key_values: KsaCache | None = None,
         labels: Tensor | None = None,
-        logits_to_keep: int = 0,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
         document_BT: Tensor | None = None,
         **unused: Any,
     ) -> CausalLMOutputWithPast:
         """Return logits of the text rows, (B, T, V) or of the last `logits_to_keep`.
 
         Args:
-            input_ids: (B, T); with sequences in the cache (B, 1).
-            attention_mask: (B, T), 1 for tokens, on one side 0 for padding; its logits mean nothing.
-            past_key_values: an empty cache takes the prompts, row b in slot b.
+            input_ids: (B, T); with sequences in the cache, what follows behind them.
+            attention_mask: (B, T or more), 1 for tokens, 0 for padding on one side; its logits mean nothing.
+            past_key_values: takes the tokens, row b in slot b; grows if need be. There is no gradient.
             labels: (B, T), -100 for none; gives the mean cross-entropy of the next token.
-            logits_to_keep: 0 keeps all.
+            use_cache: True makes a cache if none is given.
+            logits_to_keep: 0 keeps all; or an index of rows.
             document_BT: see `Qwen3KsaModel.text_states`.
             unused: what transformers hands to every model.
 
         Raises:
-            ValueError: padding inside a text, or shapes that do not fit the cache.
+            ValueError: padding inside a text, shapes that do not fit, an argument that would be overlooked.
         """
-        if past_key_values is not None and any(past_key_values.lengths):
-            slots = range(len(input_ids))
-            logits_BTV = self.decode(input_ids[:, -1], past_key_values, slots)[:, None]
-            return CausalLMOutputWithPast(logits=logits_BTV, past_key_values=past_key_values)
-        alignment = Alignment.of(input_ids, attention_mask)
-        plan = Plan(input_ids.shape[1], document_BT=document_BT)
-        if past_key_values is None:
-            states_BTD = self.model.read(alignment.align(input_ids), plan)
+        generation.check_unused(unused)
+        cache = past_key_values
+        if cache is None and use_cache and labels is None and document_BT is None:
+            batch, num_text = input_ids.shape
+            cache = KsaCache(self.config, batch, num_text, dtype=self.dtype, device=self.device)
+        if cache is None:
+            alignment = Alignment.of(input_ids, attention_mask)
+            document_BT = None if document_BT is None else alignment.align(document_BT)
+            plan = Plan(input_ids.shape[1], document_BT=document_BT)
+            states_BTD = alignment.restore(self.model.read(alignment.align(input_ids), plan))
+        elif labels is not None or document_BT is not None:
+            raise ValueError("a cache takes neither labels nor documents: there is no gradient through it")
         else:
-            lengths = alignment.lengths()
-            states_BTD = self._fill(alignment.align(input_ids), lengths, past_key_values, range(len(lengths)))
-        states_BTD = alignment.restore(states_BTD)
-        logits = self.lm_head(states_BTD[:, -logits_to_keep:] if logits_to_keep else states_BTD)
+            states_BTD = self._through_cache(input_ids, attention_mask, cache)
+        logits = self.lm_head(generation.kept(states_BTD, logits_to_keep))
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+            share = {name: unused[name] for name in ("num_items_in_batch",) if unused.get(name) is not None}
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **share)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
 
     @torch.no_grad()
     def prefill(
@@ -242,11 +251,21 @@ class Qwen3KsaForCausalLM(Qwen3KsaPreTrainedModel, Qwen3ForCausalLM):
         Raises:
             ValueError: a slot is not there or full; nothing is changed.
         """
-        plan = cache.plan(slots)
-        states_BD = self.model.step(token_B, plan, cache)
-        cache.stepped(slots)
-        logits: Tensor = self.lm_head(states_BD)
+        logits: Tensor = self.lm_head(self._step(token_B, cache, slots))
         return logits
+
+    @torch.no_grad()
+    def _step(self, token_B: Tensor, cache: KsaCache, slots: Sequence[int]) -> Tensor:
+        if token_B.shape != (len(slots),):
+            raise ValueError(f"tokens {tuple(token_B.shape)}: expected one for each of {len(slots)} slots")
+        plan = cache.plan(slots)
+        try:
+            states_BD = self.model.step(token_B, plan, cache)
+        except BaseException:
+            cache.drop_torn(slots)
+            raise
+        cache.stepped(slots)
+        return states_BD
 
     @torch.no_grad()
     def extend(self, input_ids_T: Tensor, cache: KsaCache, slot: int) -> Tensor:
@@ -263,30 +282,19 @@ class Qwen3KsaForCausalLM(Qwen3KsaPreTrainedModel, Qwen3ForCausalLM):
         Raises:
             ValueError: the slot is not there, or there is no room; nothing is changed.
         """
+        logits: Tensor = self.lm_head(self._extend(input_ids_T, cache, slot)[-1])
+        return logits
+
+    @torch.no_grad()
+    def _extend(self, input_ids_T: Tensor, cache: KsaCache, slot: int) -> Tensor:
         plan = cache.plan_extension(slot, len(input_ids_T))
         try:
             states_TD = self.model.extend(input_ids_T, plan, cache)
         except BaseException:
-            cache.reset([slot])  # some layers have the tokens and some have not
+            cache.drop_torn([slot])
             raise
         cache.extended(plan)
-        logits: Tensor = self.lm_head(states_TD[-1])
-        return logits
-
-    def _prepare_cache_for_generation(  # transformers' hook: it would make a cache of another kind
-        self,
-        generation_config: Any,
-        model_kwargs: dict[str, Any],
-        generation_mode: Any,
-        batch_size: int,
-        max_cache_length: int,
-    ) -> None:
-        if not generation_config.use_cache or model_kwargs.get("past_key_values") is not None:
-            return
-        copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
-        model_kwargs["past_key_values"] = KsaCache(
-            self.config, batch_size * copies, max_cache_length + 1, dtype=self.dtype, device=self.device
-        )
+        return states_TD
 
     def summary_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield what a conversion adds: the summary embedding and the summary rows' projections."""
