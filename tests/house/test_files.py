@@ -30,7 +30,7 @@ FORBIDDEN_TEXT = re.compile(
 NOWHERE = "/"  # no file name ends so
 MODEL_OF_TRANSFORMERS = (
     *("architecture", "attention", "layer", "rows", "padding", "model", "cache"),
-    *("generation", "checkpoint"),
+    *("generation", "checkpoint", "cache_bench"),
 )
 # Loaded inside the function that needs it, or at the top of the one file that exists for it.
 HEAVY = {
