@@ -1,0 +1,116 @@
+import pytest
+import torch
+
+from feedworks.errors import ConfigError
+from feedworks.ksa import stages
+from feedworks.ksa.data import epochs
+from feedworks.ksa.heldout import LOSS
+
+from .training import CHUNK, SEQ_LEN, STAGES, assert_same_bits, model, run, shortened, stage, text, weights
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"summaries": 2},
+        {"summaries": 0},
+        {"summaries": 0, "raw_window": "token"},
+        {"windows": [None, None]},
+    ],
+    ids=["ksa", "m2", "chunk", "window", "full"],
+)
+def test_every_kind_of_attention_learns(tmp_path, pack, changes):
+    trained, result = run("pretrain", stage(steps=12, pack=pack), tmp_path, model(**changes))
+    assert result.history[-1]["train/loss"] < 0.7 * result.history[0]["train/loss"]
+    assert result.history[-1][LOSS] == -result.best_metric
+    assert not trained.training
+
+
+def test_layers_that_are_computed_again_give_the_same_bits(tmp_path):
+    kept, _ = run("pretrain", stage(), tmp_path / "kept", model())
+    again, _ = run("pretrain", stage(checkpointing=True), tmp_path / "again", model())
+    assert_same_bits(weights(again), weights(kept))
+    assert not again.is_activation_checkpointing
+
+
+def test_distillation_trains_what_a_conversion_adds_and_nothing_else(tmp_path):
+    network = model(windows=[2, 2])
+    before, added = weights(network), {name for name, _ in network.summary_parameters()}
+    _, result = run("distil", stage("distil", steps=15, lm_weight=0.0), tmp_path, network)
+    changed = {name for name, x in weights(network).items() if not torch.equal(x, before[name])}
+    # Nobody reads what the last layer's summaries have read.
+    assert changed == added - {"model.layers.1.self_attn.q_summary.weight"}
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    for name in ("kl", "mse"):
+        assert result.history[-1][f"train/{name}"] < result.history[0][f"train/{name}"]
+
+
+def test_distillation_against_itself_starts_at_nothing_and_stays_there(tmp_path):
+    network = model(windows=[None, None])
+    cfg = stage("distil", steps=1)
+    batch = epochs(stages.text_source(text(), cfg, CHUNK), 4, 1)(0)[0]
+    terms = stages._distilled(network, batch, cfg)
+    assert terms["kl"].abs() < 1e-6
+    assert terms["mse"] < 1e-12
+    terms["loss"].backward()
+    for name, parameter in network.summary_parameters():
+        assert parameter.grad is None or parameter.grad.abs().max() < 1e-6, name
+
+
+def test_a_model_without_summaries_has_nothing_to_distil(tmp_path):
+    with pytest.raises(ConfigError, match="nothing to train"):
+        run("distil", stage("distil"), tmp_path, model(summaries=0))
+
+
+def test_lambda_by_hand():
+    cfg = stage("anneal", steps=50, start=0.1, end=0.6)
+    assert cfg.num_steps == 100
+    found = [stages.summary_weight(cfg, step) for step in (0, 10, 35, 59, 60, 99)]
+    assert found == pytest.approx([1, 1, 0.5, 0.02, 0, 0])
+
+
+def test_annealing_ends_in_the_shared_projections_bit_for_bit(tmp_path):
+    network = model()
+    seen = []
+
+    def evaluate(module, epoch):
+        seen.append(module.config.summary_weight)
+        return {"valid/log_likelihood": 0.0}
+
+    cfg = stage("anneal")
+    trained, result = stages.anneal(network, stages.text_source(text(), cfg, CHUNK), cfg, tmp_path, evaluate)
+    assert seen == [0.0, 0.0], "it is measured as it will be handed over"
+    assert 0 < result.history[1]["train/lambda"] < result.history[0]["train/lambda"] < 1
+    assert {name for name, _ in trained.summary_parameters()} == {"model.summary_embedding.weight"}
+    plain = model(summary_projections=False)
+    plain.load_state_dict(trained.state_dict())
+    ids = torch.from_numpy(text(seed=4).tokens[: 2 * SEQ_LEN].astype("int64")).view(2, -1)
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(ids).logits, trained(ids).logits)
+
+
+def test_a_longer_text_raises_the_base(tmp_path):
+    network = model(rope_parameters={"rope_type": "default", "rope_theta": 1000.0})
+    run("extend", stage("extend", rope_power=0.5), tmp_path, network)
+    assert network.config.rope_parameters["rope_theta"] == pytest.approx(1000 * (96 / SEQ_LEN) ** 0.5)
+    assert network.config.max_position_embeddings == 128
+    expected = model(rope_parameters=network.config.rope_parameters).model.rotary_emb.inv_freq
+    assert torch.equal(network.model.rotary_emb.inv_freq, expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["length-64", "length-96"]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_finished_stage_gives_its_result_again(tmp_path, name):
+    first, result = run(name, stage(name), tmp_path, model())
+    again, same = run(name, stage(name), tmp_path, model())
+    assert same == result
+    assert_same_bits(weights(again), weights(first))
+
+
+def test_bfloat16_arithmetic_learns_alike(tmp_path):
+    _, exact = run("pretrain", stage(), tmp_path / "exact", model())
+    _, rounded = run("pretrain", shortened(stage(), precision="bf16-mixed"), tmp_path / "rounded", model())
+    for one, other in zip(exact.history, rounded.history, strict=True):
+        assert other["train/loss"] == pytest.approx(one["train/loss"], rel=0.02)

@@ -1,0 +1,110 @@
+"""A small model and a text that it can learn; also a script that runs one stage."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from feedworks.configuration import with_overrides
+from feedworks.ksa import stages
+from feedworks.ksa.architecture import Qwen3KsaConfig
+from feedworks.ksa.heldout import evaluation, rows_of
+from feedworks.ksa.model import Qwen3KsaForCausalLM
+from feedworks.ksa.settings import AnnealConfig, DistilConfig, ExtendConfig, StageConfig
+from feedworks.training.settings import TrainConfig
+
+VOCAB, CHUNK, SEQ_LEN = 48, 4, 48
+TRAINING = TrainConfig(epochs=2, batch_size=4, lr=5e-3, grad_clip=1.0, checkpoint_every_s=1e9)
+STAGES = ("pretrain", "distil", "anneal", "extend")
+
+
+class Text(NamedTuple):
+    tokens: np.ndarray
+    starts: np.ndarray
+
+
+def text(num_tokens: int = 4000, seed: int = 0) -> Text:
+    """A walk with small steps, in documents of any length, some shorter than a chunk and one empty."""
+    rng = np.random.default_rng(seed)
+    tokens = (np.cumsum(rng.integers(1, 4, num_tokens)) % VOCAB).astype(np.uint16)
+    inner = np.sort(rng.choice(num_tokens, 60, replace=False))
+    return Text(tokens, np.array([0, *inner[:30], inner[29], *inner[30:], num_tokens]))
+
+
+def model(seed: int = 0, **changes: Any) -> Qwen3KsaForCausalLM:
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "chunk": CHUNK,
+        "windows": [2, None],
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 128,
+    }
+    torch.manual_seed(seed)
+    return Qwen3KsaForCausalLM(Qwen3KsaConfig(**(sizes | changes)))
+
+
+def stage(name: str = "pretrain", *, steps: int = 6, training: TrainConfig = TRAINING, **changes: Any) -> Any:
+    common = {"steps_per_epoch": steps, "training": training} | changes
+    if name == "extend":
+        return ExtendConfig(lengths=(64, 96), **common)
+    kind = {"pretrain": StageConfig, "distil": DistilConfig, "anneal": AnnealConfig}[name]
+    return kind(**({"seq_len": SEQ_LEN} | common))
+
+
+def run(name: str, cfg: Any, state_dir: Path, trained: Qwen3KsaForCausalLM, evaluate: bool = True) -> Any:
+    measured = evaluation(rows_of(text(seed=1).tokens, SEQ_LEN, 6)) if evaluate else None
+    if name == "extend":
+
+        def measured_of(each: StageConfig) -> Any:
+            return evaluation(rows_of(text(seed=1).tokens, each.seq_len, 6))
+
+        def source_of(each: StageConfig) -> Any:
+            return stages.text_source(text(), each, CHUNK)
+
+        return stages.extend(
+            trained, source_of, cfg, state_dir, trained_length=SEQ_LEN, evaluate_of=measured_of
+        )[-1]
+    return getattr(stages, name)(trained, stages.text_source(text(), cfg, CHUNK), cfg, state_dir, measured)
+
+
+def weights(trained: Any) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+
+
+def assert_same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def shortened(cfg: StageConfig, **changes: Any) -> StageConfig:
+    return replace(cfg, training=replace(cfg.training, **changes))
+
+
+def main() -> None:
+    """NAME STATE_DIR [pack=true] [checkpointing=true] [setting=value of TrainConfig ...]."""
+    name, state_dir, *rest = sys.argv[1:]
+    switches = {"pack", "checkpointing"}
+    changes = {pair.partition("=")[0]: True for pair in rest if pair.partition("=")[0] in switches}
+    training = with_overrides(TRAINING, [pair for pair in rest if pair.partition("=")[0] not in switches])
+    cfg = stage(name, training=training, **changes)
+    trained = run(name, cfg, Path(state_dir), model())
+    if os.environ.get("RANK", "0") == "0":
+        assert all(type(parameter.data) is Tensor for parameter in trained.model.parameters())
+
+
+if __name__ == "__main__":
+    main()
