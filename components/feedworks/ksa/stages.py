@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from feedworks.ksa.data import Packed, Source, TextBatch, Windows, epochs
 from feedworks.ksa.heldout import MONITOR
@@ -204,7 +203,7 @@ def raise_rope_base(model: Qwen3KsaForCausalLM, factor: float, length: int) -> N
         "rope_theta": config.rope_parameters["rope_theta"] * factor,
     }
     config.max_position_embeddings = max(config.max_position_embeddings, length)
-    model.model.rotary_emb = Qwen3RotaryEmbedding(config=config).to(model.device)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(model.device)
 
 
 def _run(
