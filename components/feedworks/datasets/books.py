@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from feedworks.datasets.documents import HELD_OUT_SHARE, Document, clean, cut_tail, decode, write_documents
 from feedworks.errors import DataError
@@ -20,6 +21,79 @@ ULYSSES, DRACULA = 4300, 345
 ESSAYS = "paul_graham_essays.zip"
 SHAKESPEARE = "input.txt"
 _SPEAKER = b"First Citizen:"
+
+
+class Book(NamedTuple):
+    """A book as GITenberg keeps it: its repository, the file and commit there, and the file's sha256."""
+
+    name: str
+    file: str
+    commit: str
+    sha256: str
+
+
+BOOKS = (
+    Book(
+        "War-and-Peace_2600",
+        "2600-0.txt",
+        "fa22ab90f00f627e83d14acabe32d91602d2365d",
+        "6cbcc5ca5e590fb9ace161a5b93e4ecf280d7118104be0d63b686c004cfa70ae",
+    ),
+    Book(
+        "Moby-Dick--Or-The-Whale_2701",
+        "2701-0.txt",
+        "bdf1948e6cd00963730971e5624e764a35f238c3",
+        "baf9b04fcf6e0008f30eaaa6697277751448c1070b20175e0082f28cbb161fd3",
+    ),
+    Book(
+        "Middlemarch_145",
+        "145.txt",
+        "39add53d31f10ba5cecdcbe8c095f90b25fd4b3f",
+        "f499b77eb0e4e34edc3bae6b968e3241c8327384631bd26e8eec76b726915a7d",
+    ),
+    Book(
+        "The-Brothers-Karamazov_28054",
+        "28054-0.txt",
+        "6a2b2e1e64fe3246e470b60459ba207e2872bd0e",
+        "fcd9f41938533326d28af59b88dfcfe871096828c0249de133e25eace4dee61e",
+    ),
+    Book(
+        "Ulysses_4300",
+        "4300-0.txt",
+        "fcbee188040e6c75e114f867829f0ab172b1941e",
+        "4ea566a510a547adcb01b52fe78ff269926fe8d5e8060591f725de6d77afa3ac",
+    ),
+    Book(
+        "Great-Expectations_1400",
+        "1400-0.txt",
+        "889db0e100928a957f469bf834c564d04065c8e6",
+        "b58ce42c630e06314f2442d5937fa8a8556b6e3c5c16f4713c7332a4bb50b420",
+    ),
+    Book(
+        "Crime-and-Punishment_2554",
+        "2554-0.txt",
+        "df32009e1d36b38bc4b010d6e19f8f529eeb4125",
+        "32d94b3ad762826e9b13a0dec8e0a29985725084ac9dcbe55552a45e6abdac87",
+    ),
+    Book(
+        "Pride-and-Prejudice_1342",
+        "1342-0.txt",
+        "81db45c9c48c592f0b77f01fc59e677ad0a5634e",
+        "48e0522844402a86a3ea98f0947ba85ea54838db3c59022299298ed968a5a163",
+    ),
+    Book(
+        "Dracula_345",
+        "345.txt",
+        "5216d6ea255fbf8966426a160b68251b18f16907",
+        "c802711470ddb2aaca81432fc101ed29c154e7c3d32df4172478695c33f68eae",
+    ),
+    Book(
+        "Jane-Eyre_1260",
+        "1260.txt",
+        "d8976a3c05269fb2ecb83d4575d82c6c2abe0012",
+        "bc74b04ec70c9283323f5043f3305c4b08e70650a96ca5a9e1c5e5c5b4c0aa9a",
+    ),
+)
 HEAD_BYTES = 4096
 MAX_ESSAY_BYTES = 10_000_000
 _GUTENBERG = re.compile(rb"project gutenberg", re.IGNORECASE)

@@ -210,12 +210,20 @@ _DATA_SETS: tuple[DataSet, ...] = (
     ),
     DataSet(
         name="gutenberg_books",
-        title="Books of Project Gutenberg; Ulysses and Dracula are kept for testing",
+        title="Ten long novels of Project Gutenberg; Ulysses and Dracula are kept for testing",
         licence="public domain in the USA; Project Gutenberg's terms where they go on under its name",
         citation="Project Gutenberg; for the measure: Rae et al., PG-19, arXiv 1911.05507",
         detect=books.detect_gutenberg,
         convert=books.convert_gutenberg,
         expects="*.txt with the header of Project Gutenberg",
+        files=tuple(
+            RemoteFile(
+                url=f"{_RAW}/GITenberg/{book.name}/{book.commit}/{book.file}",
+                name=f"{book.name}.txt",
+                sha256=book.sha256,
+            )
+            for book in books.BOOKS
+        ),
         kind="text",
     ),
     DataSet(

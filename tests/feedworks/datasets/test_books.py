@@ -171,7 +171,7 @@ def test_the_real_books_lose_their_frames_and_nothing_else(real_data, tmp_path):
 
 @pytest.mark.real_data
 def test_the_real_files_are_those_of_the_registry(real_data, tmp_path):
-    for name, documents in (("tiny_shakespeare", 3), ("paul_graham_essays", 49)):
+    for name, documents in (("gutenberg_books", 18), ("tiny_shakespeare", 3), ("paul_graham_essays", 49)):
         folder = real_data / name
         if not folder.is_dir():
             pytest.skip(f"no folder {folder}")
