@@ -41,6 +41,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 READ_ROWS = 64
+TWO_BYTES = 1 << 16  # ids that fit in uint16
 # A longer text is tokenised in parts: the tokenizer keeps some 150 bytes for each token until it is done.
 PART_CHARACTERS = 1_000_000
 BATCH_CHARACTERS = 4_000_000
@@ -76,6 +77,7 @@ class TokenFile:
             `end_id`.
         end_id: the tokenizer's end of text.
         vocab_size: ids are below it.
+        num_bytes: of the documents in UTF-8, to tell losses of different tokenizers in bits a byte.
         tokenizer: sha256 of the `tokenizer.json` that made the ids.
 
     Raises:
@@ -90,6 +92,7 @@ class TokenFile:
             entry, dtype = index["splits"][split], np.dtype(index["dtype"])
             num_tokens, num_documents = int(entry["num_tokens"]), int(entry["num_documents"])
             self.end_id, self.vocab_size = int(index["end_id"]), int(index["vocab_size"])
+            self.num_bytes = int(entry["num_bytes"])
             self.tokenizer = str(index["tokenizer"])
         except (KeyError, TypeError, ValueError):
             raise DataError(f"{folder / INDEX_FILE} does not tell of {split}; tokenise the corpus") from None
@@ -228,7 +231,7 @@ def tokenise(data_dir: Path, tokenizer_dir: Path, out_dir: Path) -> CorpusSize:
     """
     tokenizer = load_tokenizer(tokenizer_dir)
     end_id = int(tokenizer.eos_token_id)
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
+    dtype = np.dtype(np.uint16 if len(tokenizer) <= TWO_BYTES else np.uint32)
     num_characters = 0
     with atomic_folder(out_dir) as folder, Progress("characters tokenised") as shown:
         with ExitStack() as stack:
@@ -238,12 +241,17 @@ def tokenise(data_dir: Path, tokenizer_dir: Path, out_dir: Path) -> CorpusSize:
                 ids = iter(encode(tokenizer, [part for of_one in parts for part in of_one]))
                 for document, of_one in zip(batch, parts, strict=True):
                     writers[document.split].add([next(ids) for _ in of_one], end_id)
+                    writers[document.split].num_bytes += len(document.text.encode())
                 num_characters += sum(len(document.text) for document in batch)
                 shown.advance(num_characters - shown.count)
         if not num_characters:
             raise DataError(f"{DOCUMENTS.path(data_dir)} has no documents")
         counts = {
-            split: {"num_documents": len(writer.starts) - 1, "num_tokens": writer.starts[-1]}
+            split: {
+                "num_documents": len(writer.starts) - 1,
+                "num_tokens": writer.starts[-1],
+                "num_bytes": writer.num_bytes,
+            }
             for split, writer in writers.items()
         }
         sha256 = hashlib.sha256((tokenizer_dir / TOKENIZER_FILE).read_bytes()).hexdigest()
@@ -261,6 +269,7 @@ class _Writer:
 
     def __init__(self, folder: Path, split: str, dtype: np.dtype[Any]) -> None:
         self.starts = [0]
+        self.num_bytes = 0
         self._dtype = dtype
         self._starts_path = folder / f"{split}.starts"
         self._file = (folder / f"{split}.bin").open("wb")

@@ -30,6 +30,7 @@ from torch import Tensor
 from feedworks.contracts.files import read_file
 from feedworks.errors import ConfigError, DataError
 from feedworks.ksa.corpus import encode
+from feedworks.ksa.losses import IGNORED
 from feedworks.ksa.needle_tasks import FREQUENT, HIDDEN, LEAST_COUNTS, TASKS, Coded, Made, counts, frequent
 from feedworks.progress import progress
 from feedworks.storage import atomic_file
@@ -38,7 +39,6 @@ from feedworks.training.seed import numpy_generator
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-IGNORED = -100
 # The haystack of RULER's simplest task.
 NOISE = (
     "The grass is green.",
@@ -47,6 +47,7 @@ NOISE = (
     "Here we go.",
     "There and back again.",
 )
+GROUP_ROWS = 64  # of a file; prompts are long
 LONGEST_SENTENCE = 300  # characters; a longer one would make depths coarse
 MOST_MISSES = 20  # sentences in a row that do not fit into what is left
 _FULL_STOP = re.compile(r"[.!?]+[”’\"')]*(?=\s|$)")
@@ -193,9 +194,14 @@ def make_needles(
 
 def write_needles(needles: Sequence[Needle], path: Path) -> Path:
     """Writes prompts as a parquet file by one rename and returns its path."""
-    rows = pa.Table.from_pylist([needle._asdict() for needle in needles], _SCHEMA)
-    with atomic_file(path) as temporary:
-        pq.write_table(rows, temporary, compression="zstd", row_group_size=1024, write_page_checksum=True)
+    with (
+        atomic_file(path) as temporary,
+        pq.ParquetWriter(temporary, _SCHEMA, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        for group in range(0, len(needles), GROUP_ROWS):
+            columns = zip(*needles[group : group + GROUP_ROWS], strict=True)
+            arrays = [pa.array(list(c), field.type) for c, field in zip(columns, _SCHEMA, strict=True)]
+            writer.write_table(pa.table(arrays, schema=_SCHEMA))
     return path
 
 
@@ -205,19 +211,16 @@ def read_needles(path: Path) -> list[Needle]:
     Raises:
         DataError: The file is missing or not of this form.
     """
-    columns = read_file(path, _SCHEMA.names)
+    rows = read_file(path, _SCHEMA.names)
+    ids = ("prompt_ids", "target_ids")
+    plain = zip(*(rows[name].to_pylist() for name in _SCHEMA.names if name not in ids), strict=True)
+    # Whole lists at once: prompts of a paper's lengths have hundreds of millions of ids.
+    arrays = zip(*([ids_of.values.to_numpy() for ids_of in rows[name]] for name in ids), strict=True)
     return [
-        Needle(
-            task=row["task"],
-            length=row["length"],
-            depth=row["depth"],
-            prompt=row["prompt"],
-            target=row["target"],
-            answers=tuple(row["answers"]),
-            prompt_ids=np.array(row["prompt_ids"], np.int32),
-            target_ids=np.array(row["target_ids"], np.int32),
+        Needle(task, length, depth, prompt, target, tuple(answers), prompt_ids, target_ids)
+        for (task, length, depth, prompt, target, answers), (prompt_ids, target_ids) in zip(
+            plain, arrays, strict=True
         )
-        for row in columns.to_pylist()
     ]
 
 

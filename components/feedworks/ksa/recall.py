@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from feedworks.errors import ConfigError
+from feedworks.ksa.losses import IGNORED
 from feedworks.training.seed import numpy_generator
-
-IGNORED = -100
 
 
 class RecallBatch(NamedTuple):

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 from feedworks.contracts.files import write_table
 from feedworks.contracts.synthetic_text import write_synthetic_text
 from feedworks.contracts.text import DOCUMENTS
+from feedworks.datasets.folder import open_data
 from feedworks.errors import ConfigError, DataError, ModelError
 from feedworks.ksa import corpus
 from feedworks.ksa.corpus import (
@@ -96,6 +97,7 @@ def test_token_files_hold_every_document_with_its_end(data, tokenizer_dir, tmp_p
         assert file.tokens.dtype == np.uint16
         assert (file.num_documents, len(file.tokens)) == (size.num_documents[split], size.num_tokens[split])
         assert file.num_documents == len(documents)
+        assert file.num_bytes == sum(len(document.text.encode()) for document in documents)
         assert file.starts[0] == 0
         assert file.starts[-1] == len(file.tokens)
         for place, document in enumerate(documents):
@@ -104,6 +106,22 @@ def test_token_files_hold_every_document_with_its_end(data, tokenizer_dir, tmp_p
             assert tokenizer.decode(ids[:-1]) == document.text
         assert file.tokens.max() < file.vocab_size == 400
     assert size.num_characters == sum(len(document.text) for document in read_documents(data))
+
+
+@pytest.mark.real_data
+def test_real_essays_come_back_and_are_shorter_in_tokens(real_data, tmp_path):
+    raw = real_data / "paul_graham_essays"
+    if not raw.is_dir():
+        pytest.skip(f"no folder {raw}")
+    data = open_data(raw, tmp_path / "data", kind="text")
+    fit = fit_tokenizer(data, tmp_path / "fit", vocab_size=4096)
+    tokenise(data, fit, tmp_path / "tokens")
+    tokenizer = load_tokenizer(fit)
+    for split in ("train", "valid", "test"):
+        file = TokenFile(tmp_path / "tokens" / split)
+        for place, document in enumerate(read_documents(data, split)):
+            assert tokenizer.decode(file.document(place)[:-1]) == document.text
+        assert file.num_bytes / len(file.tokens) > 3.3, "bytes of a token, held-out essays too"
 
 
 def test_parts_and_batches_change_nothing(data, tokenizer_dir, tmp_path, monkeypatch):
@@ -124,13 +142,11 @@ def test_parts_and_batches_change_nothing(data, tokenizer_dir, tmp_path, monkeyp
         assert parts.document(place).tolist() == whole.document(place).tolist()
 
 
-def test_large_vocabularies_take_four_bytes(data, tmp_path):
-    fit = fit_tokenizer(data, tmp_path / "fit", vocab_size=300)
-    tokenizer = load_tokenizer(fit)
-    tokenizer.add_tokens([f"unused{i}" for i in range(1 << 16)])
-    tokenizer.save_pretrained(tmp_path / "wide")
-    tokenise(data, tmp_path / "wide", tmp_path / "tokens")
-    assert TokenFile(tmp_path / "tokens" / "valid").tokens.dtype == np.uint32
+@pytest.mark.parametrize(("limit", "dtype"), [(399, np.uint32), (400, np.uint16)])
+def test_large_vocabularies_take_four_bytes(data, tokenizer_dir, tmp_path, monkeypatch, limit, dtype):
+    monkeypatch.setattr(corpus, "TWO_BYTES", limit)
+    tokenise(data, tokenizer_dir, tmp_path / "tokens")
+    assert TokenFile(tmp_path / "tokens" / "valid").tokens.dtype == dtype
 
 
 def test_a_copied_tokenizer_gives_the_same_ids(tokenizer_dir, tmp_path):

@@ -8,9 +8,9 @@ import pytest
 from feedworks.contracts.synthetic_text import write_synthetic_text
 from feedworks.errors import ConfigError, DataError
 from feedworks.ksa.corpus import encode, fit_tokenizer, load_tokenizer, read_documents
+from feedworks.ksa.losses import IGNORED
 from feedworks.ksa.needle_tasks import HIDDEN, TASKS, counts
 from feedworks.ksa.needles import (
-    IGNORED,
     Haystack,
     make_needles,
     read_needles,

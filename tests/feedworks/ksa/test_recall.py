@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from feedworks.errors import ConfigError
-from feedworks.ksa.recall import IGNORED, RecallTask, out_of_reach, recall_accuracy, recall_batch
+from feedworks.ksa.losses import IGNORED
+from feedworks.ksa.recall import RecallTask, out_of_reach, recall_accuracy, recall_batch
 
 TASK = RecallTask(length=120, gap=60, num_pairs=6, num_queries=3, num_keys=10, num_values=7, num_noise=5)
 
