@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -30,8 +29,9 @@ from torch import Tensor
 from feedworks.contracts.files import read_file
 from feedworks.errors import ConfigError, DataError
 from feedworks.ksa.corpus import encode
+from feedworks.ksa.hiding import IntArray, Part, apart, coded, hidden
 from feedworks.ksa.losses import IGNORED
-from feedworks.ksa.needle_tasks import FREQUENT, HIDDEN, LEAST_COUNTS, TASKS, Coded, Made, counts, frequent
+from feedworks.ksa.needle_tasks import FREQUENT, HIDDEN, TASKS, Coded, frequent
 from feedworks.progress import progress
 from feedworks.storage import atomic_file
 from feedworks.training.seed import numpy_generator
@@ -47,6 +47,7 @@ NOISE = (
     "Here we go.",
     "There and back again.",
 )
+TRIES = 4  # draws for each further question
 GROUP_ROWS = 64  # of a file; prompts are long
 LONGEST_SENTENCE = 300  # characters; a longer one would make depths coarse
 MOST_MISSES = 20  # sentences in a row that do not fit into what is left
@@ -61,10 +62,9 @@ _SCHEMA = pa.schema(
         ("answers", pa.list_(pa.string())),
         ("prompt_ids", pa.large_list(pa.int32())),
         ("target_ids", pa.list_(pa.int32())),
+        ("answered", pa.list_(pa.list_(pa.int32()))),
     ]
 )
-
-IntArray = npt.NDArray[np.int32]
 
 
 class Needle(NamedTuple):
@@ -79,6 +79,7 @@ class Needle(NamedTuple):
         answers: what must be found in the continuation.
         prompt_ids: ids of the prompt, tokenised sentence by sentence.
         target_ids: ids of the target, without the end of text.
+        answered: where in `prompt_ids` earlier questions are answered, each a begin and an end.
     """
 
     task: str
@@ -89,11 +90,14 @@ class Needle(NamedTuple):
     answers: tuple[str, ...]
     prompt_ids: IntArray
     target_ids: IntArray
+    answered: tuple[tuple[int, int], ...] = ()
 
 
-class _Part(NamedTuple):
-    text: str
-    ids: IntArray
+class _Cell(NamedTuple):
+    task: str
+    length: int
+    depth: float | None
+    place: int
 
 
 class Haystack:
@@ -117,7 +121,7 @@ class Haystack:
         max_tokens: int = 1_000_000,
     ) -> None:
         self.tokenizer = tokenizer
-        self.parts: list[_Part] = []
+        self.parts: list[Part] = []
         count = 0
         for text in [" ".join(NOISE)] if texts is None else texts:
             sentences = [f" {sentence}" for sentence in sentences_of(text)]
@@ -129,15 +133,15 @@ class Haystack:
         if not self.parts:
             raise DataError("the haystack has no sentence; give texts with full stops")
 
-    def encode(self, texts: Sequence[str]) -> list[_Part]:
+    def encode(self, texts: Sequence[str]) -> list[Part]:
         """Texts with their ids."""
         ids = encode(self.tokenizer, texts)
-        return [_Part(text, each.astype(np.int32)) for text, each in zip(texts, ids, strict=True)]
+        return [Part(text, each.astype(np.int32)) for text, each in zip(texts, ids, strict=True)]
 
-    def draw(self, num_tokens: int, rng: np.random.Generator) -> list[_Part]:
+    def draw(self, num_tokens: int, rng: np.random.Generator) -> list[Part]:
         """Sentences from a random one on, `num_tokens` long at most; those that do not fit are left out."""
         place, misses = int(rng.integers(len(self.parts))), 0
-        found: list[_Part] = []
+        found: list[Part] = []
         while num_tokens > 0 and misses < (MOST_MISSES if found else len(self.parts)):
             part = self.parts[place % len(self.parts)]
             fits = len(part.ids) <= num_tokens
@@ -157,6 +161,7 @@ def make_needles(
     depths: Sequence[float] | None,
     per_cell: int,
     seed: int,
+    questions: int = 1,
 ) -> list[Needle]:
     """Prompts for each task, length and depth; the same arguments give the same prompts.
 
@@ -169,6 +174,9 @@ def make_needles(
             it gives `per_cell` prompts for each length.
         per_cell: Prompts for each.
         seed: Another one for training than for the measure.
+        questions: Facts of the tasks, other than `frequent`, that are hidden and asked for in one prompt, as
+            far as half of it holds them; the last one is the cell's. More than one is for training: a row
+            with a single answer of a few tokens says little beside rows of text.
 
     Raises:
         ConfigError: An unknown task, a depth outside 0 to 1, or a length that cannot hold a task.
@@ -179,17 +187,15 @@ def make_needles(
     if not all(0 <= depth <= 1 for depth in depths or ()):
         raise ConfigError(f"needle depths {depths}: expected numbers from 0 to 1")
     cells = [
-        (task, length, depth, i)
+        _Cell(task, length, depth, i)
         for task in tasks
         for length in lengths
         for depth in ([None] if depths is None or task == FREQUENT else depths)
         for i in range(per_cell)
     ]
-    found = []
-    for task, length, depth, i in progress(cells, label="needle prompts"):
-        rng = numpy_generator(seed, "needle", task, length, "any" if depth is None else str(depth), i)
-        found.append(_needle(haystack, task, length, depth, rng))
-    return found
+    return [
+        _needle(haystack, cell, tasks, questions, seed) for cell in progress(cells, label="needle prompts")
+    ]
 
 
 def write_needles(needles: Sequence[Needle], path: Path) -> Path:
@@ -212,15 +218,17 @@ def read_needles(path: Path) -> list[Needle]:
         DataError: The file is missing or not of this form.
     """
     rows = read_file(path, _SCHEMA.names)
-    ids = ("prompt_ids", "target_ids")
-    plain = zip(*(rows[name].to_pylist() for name in _SCHEMA.names if name not in ids), strict=True)
-    # Whole lists at once: prompts of a paper's lengths have hundreds of millions of ids.
-    arrays = zip(*([ids_of.values.to_numpy() for ids_of in rows[name]] for name in ids), strict=True)
+    columns = []
+    for name in _SCHEMA.names:
+        # Whole lists at once: prompts of a paper's lengths have hundreds of millions of ids.
+        of_ids = name in ("prompt_ids", "target_ids")
+        columns.append([ids.values.to_numpy() for ids in rows[name]] if of_ids else rows[name].to_pylist())
+    found = [Needle(*row) for row in zip(*columns, strict=True)]
     return [
-        Needle(task, length, depth, prompt, target, tuple(answers), prompt_ids, target_ids)
-        for (task, length, depth, prompt, target, answers), (prompt_ids, target_ids) in zip(
-            plain, arrays, strict=True
+        needle._replace(
+            answers=tuple(needle.answers), answered=tuple((begin, end) for begin, end in needle.answered)
         )
+        for needle in found
     ]
 
 
@@ -241,7 +249,7 @@ class NeedleRows(NamedTuple):
 
     Attributes:
         input_ids_RT: int64; prompt, target, end of text, then more ends of text up to T.
-        label_RT: target and the first end of text in their own places, -100 elsewhere.
+        label_RT: answers and the first end of text in their own places, -100 elsewhere.
     """
 
     input_ids_RT: Tensor
@@ -271,6 +279,8 @@ def training_rows(needles: Sequence[Needle], *, seq_len: int, end_id: int) -> Ne
         input_ids_RT[row, :begin] = needle.prompt_ids
         input_ids_RT[row, begin : begin + len(answer)] = answer
         label_RT[row, begin : begin + len(answer)] = answer
+        for first, last in needle.answered:
+            label_RT[row, first:last] = needle.prompt_ids[first:last]
     return NeedleRows(torch.from_numpy(input_ids_RT), torch.from_numpy(label_RT))
 
 
@@ -284,23 +294,27 @@ def sentences_of(text: str) -> Iterator[str]:
             yield sentence
 
 
-def _needle(
-    haystack: Haystack, task: str, length: int, depth: float | None, rng: np.random.Generator
-) -> Needle:
+def _needle(haystack: Haystack, cell: _Cell, tasks: Sequence[str], questions: int, seed: int) -> Needle:
+    task, length, depth, place = cell
+    name = "any" if depth is None else str(depth)
+    rng = numpy_generator(seed, "needle", task, length, name, place)
     made = frequent(rng) if task == FREQUENT else HIDDEN[task](rng)
-    question, target = haystack.encode([made.question, made.target])
-    room = length - len(question.ids) - len(target.ids) - 1
+    (target,) = haystack.encode([made.target])
+    room = length - len(target.ids) - 1
     if isinstance(made, Coded):
-        parts = _coded(haystack, made, room, rng)
+        parts = coded(haystack, made, room, rng)
     else:
         depth = float(rng.random()) if depth is None else depth
-        parts = _hidden(haystack, made, room, depth, rng)
+        known = [each for each in tasks if each != FREQUENT]
+        drawn = rng.integers(len(known), size=TRIES * (questions - 1)).tolist()
+        others = apart(made, (HIDDEN[known[i]](rng) for i in drawn), questions - 1)
+        parts = hidden(haystack, [made, *others], room, depth, rng)
     if not parts:
         raise ConfigError(
-            f"needle length {length} cannot hold the task {task}, whose question and answer alone take "
-            f"{length - room} tokens with this tokenizer; make it longer or leave the task out"
+            f"needle length {length} cannot hold the task {task} with this tokenizer; make it longer or "
+            "leave the task out"
         )
-    parts.append(question)
+    ends = np.cumsum([len(part.ids) for part in parts]).tolist()
     return Needle(
         task=task,
         length=length,
@@ -310,45 +324,7 @@ def _needle(
         answers=made.answers,
         prompt_ids=np.concatenate([part.ids for part in parts]),
         target_ids=target.ids,
+        answered=tuple(
+            (end - len(part.ids), end) for part, end in zip(parts, ends, strict=True) if part.is_answer
+        ),
     )
-
-
-def _hidden(haystack: Haystack, made: Made, room: int, depth: float, rng: np.random.Generator) -> list[_Part]:
-    """Needles among sentences; nothing where there is no room for them."""
-    needed, others = haystack.encode(made.needed), haystack.encode(made.others)
-    # A haystack must be left to search in.
-    while len(others) > made.least_others and _size([*needed, *others]) > room // 2:
-        others.pop()
-    hay = haystack.draw(room - _size([*needed, *others]), rng)
-    if not hay:
-        return []
-    first = round(depth * len(hay))
-    # What is needed later lies after it, what is not needed anywhere.
-    later = sorted(rng.integers(first, len(hay) + 1, len(needed) - 1).tolist())
-    anywhere = sorted(rng.integers(0, len(hay) + 1, len(others)).tolist())
-    placed = [*zip([first, *later], needed, strict=True), *zip(anywhere, others, strict=True)]
-    parts = []
-    for place in range(len(hay) + 1):
-        parts += [needle for at, needle in placed if at == place]
-        parts += hay[place : place + 1]
-    return parts
-
-
-def _coded(haystack: Haystack, made: Coded, room: int, rng: np.random.Generator) -> list[_Part]:
-    """Coded words in random order; nothing where there is no room for the least of them."""
-    words = haystack.encode([f" {word}" for word in made.words])
-
-    def drawn(num_words: int) -> list[int]:
-        return [i for i, count in enumerate(counts(num_words)) for _ in range(count)]
-
-    least = sum(LEAST_COUNTS)
-    num_words = room // max(len(word.ids) for word in words)
-    if num_words < least:
-        return []
-    while sum(len(words[i].ids) for i in drawn(num_words + 1)) <= room:
-        num_words += 1
-    return [words[i] for i in rng.permutation(drawn(num_words)).tolist()]
-
-
-def _size(parts: Iterable[_Part]) -> int:
-    return sum(len(part.ids) for part in parts)

@@ -125,10 +125,66 @@ def test_depths_are_drawn_for_training(haystack):
     assert depths.max() > 0.85
 
 
-def test_files_give_back_what_was_written(needles, tmp_path):
+@pytest.fixture(scope="module")
+def asked_often(haystack):
+    return make_needles(
+        haystack, tasks=TASKS, lengths=(250, 800), depths=None, per_cell=4, seed=3, questions=6
+    )
+
+
+def test_several_questions_are_answered_before_the_last_one(asked_often, haystack):
+    for needle in asked_often:
+        assert len(needle.prompt_ids) + len(needle.target_ids) < needle.length
+        spans = [haystack.tokenizer.decode(needle.prompt_ids[a:b]) for a, b in needle.answered]
+        context, *asked = needle.prompt.split(" Remember:")
+        assert len(asked) == 1 + len(spans)
+        if needle.task == "frequent":
+            assert not spans
+            continue
+        assert len(spans) >= (3 if needle.length == 800 else 0)
+        for span, text in zip(spans, asked[:-1], strict=True):
+            question, answer = text.removesuffix(span + "."), span.strip()
+            assert question + span + "." == text
+            code = re.fullmatch(r" the code of the (.*) is", question)
+            codes = re.fullmatch(r" the codes of the (.*) are", question)
+            if code:
+                assert re.findall(rf"The code of the {code[1]} is (\d+)\.", context) == [answer]
+            elif codes:
+                assert re.findall(rf"A code of the {codes[1]} is (\d+)\.", context) == answer.split(", ")
+            else:
+                assert context.count(f"Let {answer.split(', ')[0]} be {question.split()[2]}.") == 1
+
+
+def test_facts_asked_in_one_prompt_do_not_contradict(asked_often):
+    for needle in asked_often:
+        told = re.findall(r"The code of the (.*?) is|Let (\w+) be", needle.prompt.partition(" Remember:")[0])
+        assert len(set(told)) == len(told)
+
+
+def test_every_answer_is_a_label(asked_often, haystack):
+    rows = training_rows(asked_often, seq_len=800, end_id=0)
+    for needle, ids, label in zip(asked_often, rows.input_ids_RT, rows.label_RT, strict=True):
+        asked = label != IGNORED
+        assert (ids[asked] == label[asked]).all()
+        wanted = [needle.prompt_ids[a:b].tolist() for a, b in needle.answered]
+        wanted.append([*needle.target_ids.tolist(), 0])
+        assert label[asked].tolist() == [token for part in wanted for token in part]
+
+
+def test_the_questions_of_a_measure_are_those_asked_alone(haystack, needles):
+    one = make_needles(
+        haystack, tasks=TASKS, lengths=(200, 500), depths=DEPTHS, per_cell=3, seed=7, questions=1
+    )
+    assert [needle.prompt for needle in one] == [needle.prompt for needle in needles]
+    assert not any(needle.answered for needle in one)
+
+
+def test_files_give_back_what_was_written(needles, asked_often, tmp_path):
+    needles = [*needles, *asked_often]
     found = read_needles(write_needles(needles, tmp_path / "needles.parquet"))
     for before, after in zip(needles, found, strict=True):
         assert before[:6] == after[:6]
+        assert before.answered == after.answered
         assert np.array_equal(before.prompt_ids, after.prompt_ids)
         assert np.array_equal(before.target_ids, after.target_ids)
     first = (tmp_path / "needles.parquet").read_bytes()
