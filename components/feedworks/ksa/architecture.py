@@ -81,6 +81,8 @@ def _check(config: Qwen3KsaConfig) -> None:
             f"windows={windows}: expected for each of the {config.num_hidden_layers} layers a number of "
             "chunks from 0 on, or null"
         )
+    if config.attention_dropout:
+        raise ConfigError(f"attention_dropout={config.attention_dropout}: expected 0, there is none")
     if not 0 <= config.summary_weight <= 1:
         raise ConfigError(f"summary_weight={config.summary_weight}: expected 0 .. 1")
     if config.summary_weight and not (config.summary_projections and config.summaries):

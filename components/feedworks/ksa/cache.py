@@ -68,15 +68,36 @@ class KsaCache(Cache):
         for slot, length in zip(slots, lengths, strict=True):
             self.lengths[slot] = int(length)
 
-    def require_free(self, slots: Sequence[int]) -> None:
-        """Refuse slots that hold a sequence.
+    def check_prompts(self, slots: Sequence[int], lengths: Sequence[int], num_text: int) -> None:
+        """Refuse prompts that cannot be stored.
+
+        Args:
+            slots: one for each prompt.
+            lengths: tokens of each prompt.
+            num_text: T, the width that they are padded to.
 
         Raises:
-            ValueError: there is one.
+            ValueError: a slot is not there, named twice or busy, or a prompt is empty or too long.
         """
-        busy = [slot for slot in slots if self.lengths[slot]]
-        if busy:
+        self._check_slots(slots)
+        if busy := [slot for slot in slots if self.lengths[slot]]:
             raise ValueError(f"slots {busy} hold sequences: reset them before prefill")
+        if len(lengths) != len(slots):
+            raise ValueError(f"lengths: expected one for each of {len(slots)} slots, got {len(lengths)}")
+        most = min(num_text, self.capacity)
+        for slot, length in zip(slots, lengths, strict=True):
+            if not 1 <= length <= most:
+                raise ValueError(
+                    f"the prompt of slot {slot} has {length} tokens: expected 1 .. {most} "
+                    f"({num_text} are given, the capacity is {self.capacity})"
+                )
+
+    def _check_slots(self, slots: Sequence[int]) -> None:
+        if len(set(slots)) < len(slots):
+            raise ValueError(f"slots {list(slots)}: expected each once")
+        for slot in slots:
+            if not 0 <= slot < len(self.lengths):
+                raise ValueError(f"slot {slot}: expected 0 .. {len(self.lengths) - 1}")
 
     def plan(self, slots: Sequence[int]) -> DecodePlan:
         """Say what the next token of some sequences writes and reads.
@@ -84,7 +105,10 @@ class KsaCache(Cache):
         Raises:
             ValueError: a slot is not there, named twice or full.
         """
-        self._check_step(slots)
+        self._check_slots(slots)
+        # The host knows all lengths: on a GPU a step that cannot be made would give NaN.
+        if full := [slot for slot in slots if self.lengths[slot] >= self.capacity]:
+            raise ValueError(f"slots {full} are full: they hold {self.capacity} tokens, the capacity")
         device = self.rings[0].length_N.device
         chunk = self.config.chunk
         lengths = [self.lengths[slot] for slot in slots]
@@ -102,16 +126,6 @@ class KsaCache(Cache):
             moving = here.slot_B[order.ending_S], here.move_BP[order.ending_S]
             moves[layout] = here._replace(slot_B=moving[0], move_BP=moving[1])
         return DecodePlan(tuple(slots), torch.tensor(lengths, device=device), order, places, moves)
-
-    def _check_step(self, slots: Sequence[int]) -> None:
-        """On the host, which knows all lengths: on a GPU a step that cannot be made would give NaN."""
-        if len(set(slots)) < len(slots):
-            raise ValueError(f"slots {list(slots)}: expected each once")
-        for slot in slots:
-            if not 0 <= slot < len(self.lengths):
-                raise ValueError(f"slot {slot}: expected 0 .. {len(self.lengths) - 1}")
-            if self.lengths[slot] >= self.capacity:
-                raise ValueError(f"slot {slot} is full: it holds {self.capacity} tokens, the capacity")
 
     def step(self, layer: int, rows: Rows, plan: DecodePlan, scale: float) -> Tensor:
         """Add one token of each sequence to a layer, and the summaries of chunks that end, and attend.
@@ -145,8 +159,7 @@ class KsaCache(Cache):
         Raises:
             ValueError: the slot is not there, or they are more than the capacity.
         """
-        if not 0 <= slot < len(self.lengths):
-            raise ValueError(f"slot {slot}: expected 0 .. {len(self.lengths) - 1}")
+        self._check_slots([slot])
         extensions: dict[CacheLayout, Extension] = {}
         for ring in self.rings:
             if ring.layout not in extensions:
@@ -192,6 +205,8 @@ class KsaCache(Cache):
         Raises:
             ValueError: the capacity is smaller than the present one.
         """
+        if capacity < self.capacity:
+            raise ValueError(f"capacity {capacity}: expected at least {self.capacity}, the present one")
         if capacity == self.capacity:
             return
         for number, (ring, layout) in enumerate(zip(self.rings, layouts(self.config, capacity), strict=True)):

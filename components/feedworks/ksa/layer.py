@@ -28,7 +28,8 @@ class KsaAttention(Qwen3Attention):
         super().__init__(config, layer_idx)
         self.window = config.layer_windows[layer_idx]
         self.summary_weight = config.summary_weight
-        self.has_own = bool(config.summaries and config.summary_projections)
+        gets_summaries = config.summaries > 0 and not (config.summary_bypass and self.window is None)
+        self.has_own = gets_summaries and config.summary_projections
         if self.has_own:
             for name in ("q", "k", "v"):
                 base = getattr(self, f"{name}_proj")

@@ -41,6 +41,8 @@ class Qwen3KsaPreTrainedModel(Qwen3PreTrainedModel):
     _no_split_modules = ["Qwen3KsaDecoderLayer"]  # noqa: RUF012
     _can_record_outputs: dict[str, Any] = {}  # noqa: RUF012
     _can_compile_fullgraph = False
+    # The one attention function that knows what a row reads; others would be taken without a word.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = False
 
 
 class Qwen3KsaModel(Qwen3KsaPreTrainedModel):
@@ -130,6 +132,8 @@ class Qwen3KsaModel(Qwen3KsaPreTrainedModel):
         plan: Plan | DecodePlan | ExtendPlan,
         cache: KsaCache | None,
     ) -> Tensor:
+        if cache is not None and self.training and self.gradient_checkpointing:
+            raise ValueError("gradient checkpointing takes the cache from the layers: call eval() before")
         angles = self.rotary_emb(rows_BRD, position_BR)
         for layer in self.layers:
             rows_BRD = layer(rows_BRD, position_embeddings=angles, past_key_values=cache, plan=plan)
@@ -218,7 +222,7 @@ class Qwen3KsaForCausalLM(KsaGeneration, Qwen3KsaPreTrainedModel, Qwen3ForCausal
             slots: one for each prompt.
 
         Raises:
-            ValueError: a slot is busy or a prompt longer than the capacity; the slots are left empty.
+            ValueError: a slot is not there or busy, or a prompt is empty or longer than the capacity.
         """
         states_BTD = self._fill(input_ids_BT, lengths, cache, slots)
         last_B = torch.tensor(list(lengths), device=states_BTD.device) - 1
@@ -228,7 +232,7 @@ class Qwen3KsaForCausalLM(KsaGeneration, Qwen3KsaPreTrainedModel, Qwen3ForCausal
     def _fill(
         self, input_ids_BT: Tensor, lengths: Sequence[int], cache: KsaCache, slots: Sequence[int]
     ) -> Tensor:
-        cache.require_free(slots)
+        cache.check_prompts(slots, lengths, input_ids_BT.shape[1])
         plan = Plan(input_ids_BT.shape[1], slots=tuple(slots), lengths=tuple(lengths))
         try:
             with torch.no_grad():
