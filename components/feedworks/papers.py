@@ -34,7 +34,7 @@ class Paper(NamedTuple):
     service: str
     shown: tuple[Shown, ...]
     package: str = "config.json"
-    data: Literal["interactions", "ranking", "retention"] = "interactions"
+    data: Literal["interactions", "ranking", "retention", "text"] = "interactions"
     takes_model: bool = False
 
     def part(self, module: str) -> ModuleType:
@@ -84,6 +84,23 @@ PAPERS: dict[str, Paper] = {
             ),
             package="package.json",
             data="retention",
+        ),
+        Paper(
+            name="ksa",
+            title="Kwai Summary Attention Technical Report",
+            source="arXiv 2604.24432",
+            does="a language model that reads near text raw and far text through summaries, whose cache is "
+            "a third of full attention's",
+            service="KsaService",
+            shown=(
+                Shown("heldout", ("loss", "perplexity"), best="min"),
+                Shown("ratio", ("loss",)),
+                Shown("needle", ("recall", "exact"), best="max"),
+                Shown("cache", ("ratio@",)),
+                Shown("decode", ("error",)),
+            ),
+            package="package.json",
+            data="text",
         ),
     )
 }

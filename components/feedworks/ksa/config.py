@@ -84,7 +84,7 @@ class KsaConfig:
 def tiny() -> KsaConfig:
     """Seconds on a laptop: the demo on synthetic text, and the tests."""
     training = TrainConfig(epochs=2, batch_size=8, lr=3e-3, warmup_steps=5, grad_clip=1.0, schedule="cosine")
-    stage = StageConfig(seq_len=128, steps_per_epoch=20, training=training)
+    stage = StageConfig(seq_len=256, steps_per_epoch=20, training=training)
     short = replace(training, epochs=1, lr=1e-3)
     return KsaConfig(
         model=ModelConfig(
@@ -96,20 +96,20 @@ def tiny() -> KsaConfig:
             hidden=128,
             chunk=4,
             window=4,
-            max_length=512,
+            max_length=1024,
         ),
         base=BaseConfig(),
-        corpus=CorpusConfig(vocab_size=512),
-        needles=NeedleConfig(lengths=(64, 128), depths=(0.0, 0.5, 1.0), per_cell=2, train_rows=64),
+        corpus=CorpusConfig(vocab_size=1024),
+        needles=NeedleConfig(lengths=(128, 256), depths=(0.0, 0.5, 1.0), per_cell=2, train_rows=64),
         pretrain=stage,
-        distil=DistilConfig(seq_len=128, steps_per_epoch=10, training=short),
-        anneal=AnnealConfig(seq_len=128, steps_per_epoch=10, training=short),
-        extend=ExtendConfig(lengths=(256,), steps_per_epoch=5, training=replace(short, batch_size=4)),
+        distil=DistilConfig(seq_len=256, steps_per_epoch=10, training=short),
+        anneal=AnnealConfig(seq_len=256, steps_per_epoch=10, training=short),
+        extend=ExtendConfig(lengths=(512,), steps_per_epoch=5, training=replace(short, batch_size=4)),
         evaluation=EvaluationConfig(
-            seq_len=128, buckets=(16, 32, 64), max_rows=8, decode_tokens=80, bootstrap=100, max_new_tokens=12
+            seq_len=256, buckets=(32, 64, 128), max_rows=8, decode_tokens=80, bootstrap=100, max_new_tokens=12
         ),
         gate=GateConfig(max_loss_ratio=2.0),
-        package=PackageConfig(max_context=256, max_streams=4, max_new_tokens=128),
+        package=PackageConfig(max_context=512, max_streams=4, max_new_tokens=128),
     )
 
 
@@ -203,6 +203,11 @@ def paper() -> KsaConfig:
         gate=GateConfig(max_decode_error=0.5),
         package=PackageConfig(max_context=131_072, max_streams=16, max_new_tokens=8192, dtype="bfloat16"),
     )
+
+
+def trained_baselines(cfg: KsaConfig) -> list[str]:
+    """Return the baselines that are trained; the base of a conversion stands for full attention itself."""
+    return [arm for arm in cfg.baselines if cfg.mode == "pretrain" or arm != "full"]
 
 
 PRESETS: dict[str, Callable[[], KsaConfig]] = {"tiny": tiny, "small": small, "paper": paper}

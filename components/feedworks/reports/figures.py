@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feedworks.metrics.ranking import Interval
-from feedworks.reports.svg import INK, MUTED, NUM_COLOURS, Figure, colour, draw_figure, plain_ticks
+from feedworks.reports.svg import GRID, INK, MUTED, NUM_COLOURS, Figure, colour, draw_figure, plain_ticks
 from feedworks.reports.text import format_number
 
 MAX_POINTS = 400  # per line: more than a screen can show, few enough for many figures in one file
@@ -130,6 +130,50 @@ def grouped_bars(
         plain_ticks(axes.yaxis)
 
     return draw_figure(title, draw if names else None, names if len(names) > 1 else ())
+
+
+def heat_map(
+    title: str,
+    cells: Sequence[Sequence[float | None]],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    x_label: str = "",
+    y_label: str = "",
+) -> Figure:
+    """Draw a table of shares from 0 to 1 as boxes that are the fuller the larger, with the share in per cent.
+
+    Args:
+        title: heading of the figure.
+        cells: one sequence for each row, from the top; None and what is not finite stays empty.
+        rows: names on the left.
+        columns: names below.
+        x_label: of the columns.
+        y_label: of the rows.
+    """
+    known = [
+        (x, y, float(value))
+        for y, row in enumerate(cells)
+        for x, value in enumerate(row)
+        if value is not None and math.isfinite(value)
+    ]
+
+    def draw(axes: Any) -> None:
+        for x, y, value in known:
+            strength = min(1.0, max(0.0, value))
+            place = {"bottom": y - 0.46, "height": 0.92, "width": 0.92}
+            axes.bar(x, **place, color=GRID, alpha=0.35)
+            axes.bar(x, **place, color=colour(0), alpha=0.06 + 0.6 * strength)
+            axes.text(x, y, f"{100 * value:.0f}", ha="center", va="center", color=INK, fontsize=9.5)
+        axes.set_xticks(range(len(columns)), [_short(name, 10) for name in columns])
+        axes.set_yticks(range(len(rows)), [_short(name, 12) for name in rows])
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.tick_params(length=0, labelcolor=INK)
+        axes.grid(visible=False)
+        _label(axes, x_label, y_label)
+
+    return draw_figure(title, draw if known else None, height_in=max(1.6, 0.34 * len(rows) + 0.9))
 
 
 def histogram(

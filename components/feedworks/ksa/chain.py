@@ -1,0 +1,85 @@
+"""KSA (arXiv 2604.24432): all steps in one process, without an orchestrator.
+
+Finished steps are kept under `OUT/work/runs/<key>`, where the key names data, settings and version: the same
+command goes on where it stopped, another one starts afresh, and the results of an earlier run stay in place
+until the new ones are whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from feedworks.configuration import to_json
+from feedworks.ksa import steps
+from feedworks.ksa.config import Baseline, KsaConfig, trained_baselines
+from feedworks.results import once, publish, run_key
+from feedworks.storage import read_json
+
+
+def run(data_dir: Path, out_dir: Path, cfg: KsaConfig) -> dict[str, float]:
+    """Run the whole chain and write OUT/metrics.json, OUT/report.html and, if the gate passes, OUT/model.
+
+    Args:
+        data_dir: a text data folder that has passed the validation gate.
+        out_dir: where results and finished steps go.
+        cfg: all settings.
+
+    Returns:
+        the flat metrics.
+
+    Raises:
+        DataError: the data cannot be used.
+        ModelError: a checkpoint cannot be read, training broke down, or a finished step is damaged.
+    """
+    files = [*sorted(data_dir.iterdir()), *_checkpoint(cfg)]
+    work = out_dir / "work" / "runs" / run_key(to_json(cfg), files)
+    corpus, needles, evaluation, model = (
+        work / name for name in ("corpus", "needles", "evaluation", "model")
+    )
+    once(corpus, steps.prepare_corpus, data_dir, corpus, cfg)
+    once(needles, steps.make_needles, corpus, needles, cfg)
+    make = _converted if cfg.mode == "convert" else _scratch
+    first, trained = make(work, corpus, needles, cfg)
+    baselines = []
+    for arm in trained_baselines(cfg):
+        baselines.append(work / "baselines" / arm)
+        alone = replace(cfg, baselines=(cast(Baseline, arm),))
+        once(baselines[-1], steps.train_baseline, corpus, needles, baselines[-1], alone)
+    once(evaluation, steps.evaluate, corpus, needles, trained, first, baselines, evaluation, cfg)
+    if steps.passes_gate(evaluation, cfg):
+        once(model, steps.package, corpus, trained, evaluation, model, cfg)
+    publish(evaluation, model if model.exists() else None, out_dir)
+    for other in work.parent.iterdir():
+        if other != work:
+            shutil.rmtree(other, ignore_errors=True)
+    metrics: dict[str, float] = read_json(evaluation / "metrics.json")
+    return metrics
+
+
+def _scratch(work: Path, corpus: Path, needles: Path, cfg: KsaConfig) -> tuple[Path, Path]:
+    """What is trained from scratch, and what became of it on longer rows."""
+    pretrained, extended = work / "pretrained", work / "extended"
+    once(pretrained, steps.pretrain, corpus, needles, pretrained, cfg)
+    once(extended, steps.extend, corpus, needles, pretrained, extended, cfg)
+    return pretrained, extended
+
+
+def _converted(work: Path, corpus: Path, needles: Path, cfg: KsaConfig) -> tuple[Path, Path]:
+    """The full-attention base, and what the three stages made of it."""
+    base, distilled, annealed, extended = (
+        work / name for name in ("base", "distilled", "annealed", "extended")
+    )
+    once(base, steps.make_base, corpus, needles, base, cfg)
+    once(distilled, steps.distil, corpus, needles, base, distilled, cfg)
+    once(annealed, steps.anneal, corpus, needles, distilled, annealed, cfg)
+    once(extended, steps.extend, corpus, needles, annealed, extended, cfg)
+    return base, extended
+
+
+def _checkpoint(cfg: KsaConfig) -> list[Path]:
+    """Files from outside that a run depends on."""
+    folders = [Path(name) for name in (cfg.base.folder, cfg.corpus.tokenizer) if name]
+    return [path for folder in folders for path in sorted(folder.glob("*"))]

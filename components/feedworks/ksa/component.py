@@ -1,0 +1,222 @@
+"""Kubeflow components of KSA: each hands its artifacts to one step and holds no logic of its own.
+
+The bodies travel in the compiled YAML and run in our image, so they import what they need themselves. Every
+task resolves its config from the same preset and overrides.
+"""
+
+from kfp import dsl
+
+from feedworks import images
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def prepare_corpus(
+    source: str,
+    data_version: str,
+    preset: str,
+    overrides: list[str],
+    corpus: dsl.Output[dsl.Dataset],
+    validation: dsl.Output[dsl.HTML],
+) -> None:
+    """Open the texts, stop where they break their contract, fit a tokenizer and write token files."""
+    import tempfile
+    from pathlib import Path
+
+    from feedworks.datasets.folder import open_data
+    from feedworks.ksa import config, steps
+    from feedworks.validation.gate import require_valid
+
+    with tempfile.TemporaryDirectory() as scratch:
+        data = open_data(source, Path(scratch) / "data", kind="text")
+        require_valid(data, Path(validation.path), kind="text")
+        made = steps.prepare_corpus(data, Path(corpus.path), config.resolve(preset, overrides))
+    corpus.metadata.update(made._asdict(), source=source, data_version=data_version)
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def make_needles(
+    preset: str,
+    overrides: list[str],
+    corpus: dsl.Input[dsl.Dataset],
+    needles: dsl.Output[dsl.Dataset],
+) -> None:
+    """Hide facts in held-out text, by task, length and depth; others in training text."""
+    from pathlib import Path
+
+    from feedworks.ksa import config, steps
+
+    made = steps.make_needles(Path(corpus.path), Path(needles.path), config.resolve(preset, overrides))
+    needles.metadata.update(made._asdict())
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def choose_mode(preset: str, overrides: list[str]) -> str:
+    """Say how the model is made: pretrain or convert."""
+    from feedworks.ksa import config
+
+    return config.resolve(preset, overrides).mode
+
+
+@dsl.component(base_image=images.GPU, install_kfp_package=False)
+def make_base(
+    preset: str,
+    overrides: list[str],
+    num_gpus: int,
+    corpus: dsl.Input[dsl.Dataset],
+    needles: dsl.Input[dsl.Dataset],
+    base: dsl.Output[dsl.Model],
+) -> None:
+    """Take the full-attention checkpoint that is converted, or train one."""
+    from feedworks.launch import run_step
+
+    paths = [corpus.path, needles.path, base.path]
+    run_step("ksa", "make_base", paths, (preset, overrides), num_processes=num_gpus)
+
+
+@dsl.component(base_image=images.GPU, install_kfp_package=False)
+def distil(
+    preset: str,
+    overrides: list[str],
+    num_gpus: int,
+    corpus: dsl.Input[dsl.Dataset],
+    needles: dsl.Input[dsl.Dataset],
+    base: dsl.Input[dsl.Model],
+    distilled: dsl.Output[dsl.Model],
+) -> None:
+    """Conversion 1: give the base summary attention and train the summaries to do what it did."""
+    from feedworks.launch import run_step
+
+    paths = [corpus.path, needles.path, base.path, distilled.path]
+    run_step("ksa", "distil", paths, (preset, overrides), num_processes=num_gpus)
+
+
+@dsl.component(base_image=images.GPU, install_kfp_package=False)
+def anneal(
+    preset: str,
+    overrides: list[str],
+    num_gpus: int,
+    corpus: dsl.Input[dsl.Dataset],
+    needles: dsl.Input[dsl.Dataset],
+    distilled: dsl.Input[dsl.Model],
+    annealed: dsl.Output[dsl.Model],
+) -> None:
+    """Conversion 2: train all weights while the summaries' own projections fade away."""
+    from feedworks.launch import run_step
+
+    paths = [corpus.path, needles.path, distilled.path, annealed.path]
+    run_step("ksa", "anneal", paths, (preset, overrides), num_processes=num_gpus)
+
+
+@dsl.component(base_image=images.GPU, install_kfp_package=False)
+def pretrain(
+    preset: str,
+    overrides: list[str],
+    num_gpus: int,
+    corpus: dsl.Input[dsl.Dataset],
+    needles: dsl.Input[dsl.Dataset],
+    pretrained: dsl.Output[dsl.Model],
+) -> None:
+    """Train a model with summary attention from scratch."""
+    from feedworks.launch import run_step
+
+    paths = [corpus.path, needles.path, pretrained.path]
+    run_step("ksa", "pretrain", paths, (preset, overrides), num_processes=num_gpus)
+
+
+@dsl.component(base_image=images.GPU, install_kfp_package=False)
+def extend(
+    preset: str,
+    overrides: list[str],
+    num_gpus: int,
+    corpus: dsl.Input[dsl.Dataset],
+    needles: dsl.Input[dsl.Dataset],
+    trained: dsl.Input[dsl.Model],
+    extended: dsl.Output[dsl.Model],
+) -> None:
+    """Train on longer texts with a larger base of the rotary positions."""
+    from feedworks.launch import run_step
+
+    paths = [corpus.path, needles.path, trained.path, extended.path]
+    run_step("ksa", "extend", paths, (preset, overrides), num_processes=num_gpus)
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def choose_baselines(preset: str, overrides: list[str]) -> list[str]:
+    """The other attentions that are trained beside."""
+    from feedworks.ksa import config
+
+    return config.trained_baselines(config.resolve(preset, overrides))
+
+
+@dsl.component(base_image=images.GPU, install_kfp_package=False)
+def train_baseline(
+    preset: str,
+    overrides: list[str],
+    num_gpus: int,
+    attention: str,
+    corpus: dsl.Input[dsl.Dataset],
+    needles: dsl.Input[dsl.Dataset],
+    baseline: dsl.Output[dsl.Model],
+) -> None:
+    """Train one of the other attentions on the same batches."""
+    from feedworks.launch import run_step
+
+    paths = [corpus.path, needles.path, baseline.path]
+    settings = (preset, [*overrides, f"baselines={attention}"])
+    run_step("ksa", "train_baseline", paths, settings, num_processes=num_gpus)
+
+
+@dsl.component(base_image=images.GPU, install_kfp_package=False)
+def evaluate(
+    preset: str,
+    overrides: list[str],
+    corpus: dsl.Input[dsl.Dataset],
+    needles: dsl.Input[dsl.Dataset],
+    trained: dsl.Input[dsl.Model],
+    first: dsl.Input[dsl.Model],
+    baselines: dsl.Input[list[dsl.Model]],
+    evaluation: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
+) -> None:
+    """Measure losses, needles, cache and decoding; write metrics.json and report.html."""
+    import shutil
+    from pathlib import Path
+
+    from feedworks.ksa import config, steps
+    from feedworks.metrics.scalars import loggable
+
+    made = (Path(corpus.path), Path(needles.path), Path(trained.path), Path(first.path))
+    others = [Path(each.path) for each in baselines]
+    found = steps.evaluate(*made, others, Path(evaluation.path), config.resolve(preset, overrides))
+    metrics.metadata.update(loggable(found.metrics))
+    shutil.copy(Path(evaluation.path) / "report.html", report.path)
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def gate(preset: str, overrides: list[str], evaluation: dsl.Input[dsl.Artifact]) -> bool:
+    """Say whether the model is good enough to be packaged."""
+    from pathlib import Path
+
+    from feedworks.ksa import config, steps
+
+    return steps.passes_gate(Path(evaluation.path), config.resolve(preset, overrides))
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def package(
+    preset: str,
+    overrides: list[str],
+    corpus: dsl.Input[dsl.Dataset],
+    trained: dsl.Input[dsl.Model],
+    evaluation: dsl.Input[dsl.Artifact],
+    model: dsl.Output[dsl.Model],
+) -> None:
+    """Write the folder that the service loads: weights, tokenizer, limits and model card."""
+    from pathlib import Path
+
+    from feedworks.ksa import config, steps
+
+    made = (Path(corpus.path), Path(trained.path), Path(evaluation.path))
+    packaged = steps.package(*made, Path(model.path), config.resolve(preset, overrides))
+    model.metadata["tag"] = packaged.tag
