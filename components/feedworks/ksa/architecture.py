@@ -74,6 +74,11 @@ def _check(config: Qwen3KsaConfig) -> None:
     for name, least in (("chunk", 1), ("summaries", 0)):
         if type(value := getattr(config, name)) is not int or value < least:
             raise ConfigError(f"{name}={value!r}: expected a whole number from {least} on")
+    if config.raw_window not in ("chunk", "token"):
+        raise ConfigError(f"raw_window={config.raw_window!r}: expected chunk or token")
+    for name in ("summary_projections", "summary_bypass"):
+        if type(value := getattr(config, name)) is not bool:
+            raise ConfigError(f"{name}={value!r}: expected true or false")
     if len(windows) != config.num_hidden_layers or any(
         window is not None and (type(window) is not int or window < 0) for window in windows
     ):
