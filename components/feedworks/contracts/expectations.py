@@ -12,7 +12,8 @@ of any width is validated in little memory. The measured columns of a table colu
 * `c.place` for one of some words: its place among them, -1 for another word, NaN where it is null;
 * `c.blank`, `c.num_bad` for prose: whether there is nothing to read, and how many characters are NUL or no
   UTF-8; `c.elsewhere`: whether a row before has the same text and another value of `apart_by`, `c.again`:
-  whether one before has the same text and value. Texts that differ in their spaces alone are the same.
+  whether one before has the same text and value, `c.shared`: the share of its long sentences that stand
+  under another value, too. Texts that differ in their spaces alone are the same.
 
 `in_order` is False for a row that should stand before its predecessor; a table in any order has none.
 """
@@ -29,6 +30,8 @@ from typing import Any
 from feedworks.contracts.tables import Column, Table
 
 IN_ORDER = "in_order"
+# Of a text's sentences; more than that is another edition of a text, not what people quote.
+MOST_SHARED = 0.5
 
 
 def import_gx() -> Any:
@@ -173,6 +176,14 @@ def _prose_expectations(gxe: Any, column: Column) -> Iterator[Any]:
             ("elsewhere", False, "critical", f"stand in another {apart} too", f"keep one {apart} for each"),
             ("again", False, "warning", "repeat another row's", "keep one row for each"),
         ]
+        yield gxe.ExpectColumnValuesToBeBetween(
+            column=f"{name}.shared",
+            max_value=MOST_SHARED,
+            severity="warning",
+            meta=_meta(
+                name, f"have half of their sentences in another {apart} too", f"keep one {apart} for each"
+            ),
+        )
     for measured, value, severity, problem, mend in wanted:
         yield gxe.ExpectColumnValuesToBeInSet(
             column=f"{name}.{measured}",

@@ -6,6 +6,7 @@ Shapes: N rows.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,11 @@ from feedworks.contracts.expectations import IN_ORDER
 from feedworks.contracts.tables import Column, Table
 
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+# One of so many sentences of at least so many bytes is looked for in other splits; a text with fewer than so
+# many is not judged by them.
+SENTENCE_SAMPLE, LONG_SENTENCE, FEWEST_SENTENCES = 4, 60, 8
+_SENTENCE_END = re.compile(rb"(?<=[.!?]) ")
 
 
 class Measured(NamedTuple):
@@ -104,26 +110,36 @@ def _places(column: Column, values: pa.Array) -> npt.NDArray[np.float64]:
 def _measure_prose(name: str, values: pa.Array) -> dict[str, Any]:
     """What can be said of texts one by one; NaN where there is none."""
     rows = [_measure_text(value) for value in values.cast(pa.large_binary()).to_pylist()]
-    blank, num_bad, digest = zip(*rows, strict=True) if rows else ((), (), ())
+    blank, num_bad, digest, sentences = zip(*rows, strict=True) if rows else ((), (), (), ())
+    held = np.empty(len(sentences), object)
+    held[:] = sentences
     return {
         f"{name}.blank": np.array(blank, object),
         f"{name}.num_bad": np.array(num_bad, np.float64),
         f"{name}.digest": np.array(digest, np.uint64),
+        f"{name}.sentences": held,
     }
 
 
-def _measure_text(value: bytes | None) -> tuple[bool | None, float, int]:
+def _measure_text(value: bytes | None) -> tuple[bool | None, float, int, npt.NDArray[np.uint64]]:
     if value is None:
-        return None, np.nan, 0
+        return None, np.nan, 0, np.zeros(0, np.uint64)
     words = value.split()
     # Word by word, as spaces do not make a text another one. 64 bits: 1 in 37 million for a million texts.
-    digest = hashlib.blake2b(b" ".join(words), digest_size=8).digest()
+    text = b" ".join(words)
     num_bad = value.count(b"\0")
     try:
         value.decode()
     except UnicodeDecodeError:
         num_bad += value.decode(errors="replace").count("\ufffd")
-    return not words, num_bad, int.from_bytes(digest, "little")
+    long = [sentence for sentence in _SENTENCE_END.split(text) if len(sentence) >= LONG_SENTENCE]
+    digests = np.array([_digest(sentence) for sentence in long], np.uint64)
+    # By what they say, so that the same ones are looked at everywhere.
+    return not words, num_bad, _digest(text), digests[digests % SENTENCE_SAMPLE == 0]
+
+
+def _digest(text: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 def _mark_repeats(frame: pd.DataFrame, name: str, apart_by: str) -> None:
@@ -131,10 +147,23 @@ def _mark_repeats(frame: pd.DataFrame, name: str, apart_by: str) -> None:
     present_N = frame[name].notna() & (frame[f"{name}.blank"] == False)  # noqa: E712
     digest = frame.pop(f"{name}.digest")
     split = frame[f"{apart_by}.place"]
+    frame[f"{name}.shared"] = _shared(frame.pop(f"{name}.sentences").tolist(), split.to_numpy())
     first_N = split.groupby(digest).transform("first")
     seen_N = pd.DataFrame({"digest": digest, "split": split}).duplicated().to_numpy()
     frame[f"{name}.elsewhere"] = (present_N & split.notna() & (split != first_N)).to_numpy(bool)
     frame[f"{name}.again"] = (present_N & seen_N).to_numpy(bool)
+
+
+def _shared(sentences_N: list[npt.NDArray[np.uint64]], split_N: npt.NDArray[np.float64]) -> FloatArray:
+    """The share of each text's sentences that stand in another split, too; NaN where there are too few."""
+    count_N = np.array([len(sentences) for sentences in sentences_N])
+    row_S = np.repeat(np.arange(len(count_N)), count_N)
+    bit_S = 1 << np.nan_to_num(split_N).astype(np.int64)[row_S].clip(0)
+    _, kind_S = np.unique(np.concatenate(sentences_N), return_inverse=True)
+    bits_K = np.zeros(kind_S.max(initial=-1) + 1, np.int64)
+    np.bitwise_or.at(bits_K, kind_S, bit_S)
+    elsewhere_N = np.bincount(row_S, bits_K[kind_S] != bit_S, len(count_N))
+    return np.where(count_N >= FEWEST_SENTENCES, elsewhere_N / np.maximum(count_N, 1), np.nan)
 
 
 def _usual_width(width_N: pd.Series[float]) -> int:

@@ -79,6 +79,28 @@ def test_the_same_text_twice_in_one_split_is_a_warning(tmp_path):
     assert "repeat another row's" in result.warnings[0].problem
 
 
+def long_text(numbers):
+    return "".join(
+        f"This is sentence {i:05}, which is said in this text and in few others.\n" for i in numbers
+    )
+
+
+def test_another_edition_of_a_text_is_a_warning(tmp_path):
+    """The same book with another preface in another split; what is only quoted passes."""
+    book = long_text(range(200))
+    edition, quoting = (
+        long_text(range(500, 540)) + book,
+        long_text(range(160, 200)) + long_text(range(900, 1100)),
+    )
+    write(tmp_path, text=[book, long_text(range(2000, 2200)), quoting, edition])
+    result = validate_folder(tmp_path)
+    assert result.success
+    (warning,) = result.warnings
+    assert warning.problem == "have half of their sentences in another split too"
+    # The book, most of which is in the edition, and the edition itself.
+    assert [example.partition(":")[0] for example in warning.examples] == ["row 0", "row 3"]
+
+
 def test_a_leak_is_seen_across_batches(tmp_path, monkeypatch):
     monkeypatch.setattr("feedworks.validation.structure.ROW_GROUP_ROWS", 1)
     write(tmp_path, text=["One.\n", "Two.\n", "Three.\n", "Two."])
