@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 TOKENIZER, TOKENS = "tokenizer", "tokens"  # in the folder of a corpus
 MEASURED, TRAINED_ON = "test.parquet", "train.parquet"  # in the folder of needles
 TRAINING = "training.json"
+QUESTIONS = 8  # asked in a prompt that is trained on, as far as it holds them
 TRAINING_SEED = 1 << 16  # added for needles that are trained on
 
 StageT = TypeVar("StageT", bound=StageConfig)
@@ -122,6 +123,7 @@ def make_needles(corpus: Path, out_dir: Path, cfg: KsaConfig) -> Hidden:
         depths=None,
         per_cell=per_cell,
         seed=cfg.seed + TRAINING_SEED,
+        questions=QUESTIONS,
     )
     with atomic_folder(out_dir) as folder:
         write_needles(measured, folder / MEASURED)
