@@ -6,6 +6,7 @@ summary rows, R = T + S, H query heads, G key and value heads, E width of a head
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,8 @@ class Plan(NamedTuple):
         first_chunk_BC: of packed documents, see `feedworks_kernels.summary_attention.first_chunks`.
         document_BT: of packed documents, for layers without summaries.
         full: all layers read all text raw, as the model did before its conversion.
-        outputs: takes each layer's attention output (B, T, D) of the text rows.
+        outputs: called with each layer's attention output (B, T, D) of the text rows. A function and not a
+            list, of which FSDP would hand every layer a copy.
         slots: where a cache keeps the prompts.
         lengths: tokens of the prompts.
     """
@@ -36,7 +38,7 @@ class Plan(NamedTuple):
     first_chunk_BC: Tensor | None = None
     document_BT: Tensor | None = None
     full: bool = False
-    outputs: list[Tensor] | None = None
+    outputs: Callable[[Tensor], None] | None = None
     slots: tuple[int, ...] = ()
     lengths: tuple[int, ...] = ()
 

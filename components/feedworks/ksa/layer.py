@@ -83,7 +83,7 @@ class KsaAttention(Qwen3Attention):
             out, _ = attend(self, query, key, value, None, scaling=self.scaling, plan=plan)
         projected: Tensor = self.o_proj(out.reshape(*hidden_states.shape[:-1], -1))
         if isinstance(plan, Plan) and plan.outputs is not None:
-            plan.outputs.append(projected[:, : plan.num_text])
+            plan.outputs(projected[:, : plan.num_text])
         return projected, None
 
     def _project(self, rows_BRD: Tensor, num_text: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -83,7 +83,8 @@ class Qwen3KsaModel(Qwen3KsaPreTrainedModel):
         Raises:
             ValueError: a document starts inside a chunk.
         """
-        plan = Plan(input_ids_BT.shape[1], document_BT=document_BT, full=full, outputs=attention_outputs)
+        outputs = None if attention_outputs is None else attention_outputs.append
+        plan = Plan(input_ids_BT.shape[1], document_BT=document_BT, full=full, outputs=outputs)
         return self.read(input_ids_BT, plan)
 
     def read(self, input_ids_BT: Tensor, plan: Plan, cache: KsaCache | None = None) -> Tensor:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +18,14 @@ from torch import Tensor
 from feedworks.configuration import with_overrides
 from feedworks.ksa import stages
 from feedworks.ksa.architecture import Qwen3KsaConfig
-from feedworks.ksa.heldout import evaluation, rows_of
+from feedworks.ksa.heldout import evaluation, heldout_loss, rows_of
 from feedworks.ksa.model import Qwen3KsaForCausalLM
 from feedworks.ksa.settings import AnnealConfig, DistilConfig, ExtendConfig, StageConfig
 from feedworks.training.settings import TrainConfig
 
 VOCAB, CHUNK, SEQ_LEN = 48, 4, 48
 TRAINING = TrainConfig(epochs=2, batch_size=4, lr=5e-3, grad_clip=1.0, checkpoint_every_s=1e9)
+EVERY_STEP = replace(TRAINING, checkpoint_every_s=0)
 STAGES = ("pretrain", "distil", "anneal", "extend")
 
 
@@ -64,6 +68,10 @@ def stage(name: str = "pretrain", *, steps: int = 6, training: TrainConfig = TRA
     return kind(**({"seq_len": SEQ_LEN} | common))
 
 
+# 24 steps each, of an extension 24 for each length; the state is written after every one.
+STEPWISE = {name: stage(name, steps=12, training=EVERY_STEP) for name in STAGES}
+
+
 def run(name: str, cfg: Any, state_dir: Path, trained: Qwen3KsaForCausalLM, evaluate: bool = True) -> Any:
     measured = evaluation(rows_of(text(seed=1).tokens, SEQ_LEN, 6)) if evaluate else None
     if name == "extend":
@@ -94,16 +102,55 @@ def shortened(cfg: StageConfig, **changes: Any) -> StageConfig:
     return replace(cfg, training=replace(cfg.training, **changes))
 
 
+def kill(name: str, state_dir: Path, seed: int, num_kills: int = 2) -> None:
+    """Run a stage in child processes, kill each after some steps and a bit, then let one finish."""
+    chosen = random.Random(seed)
+    for attempt in range(num_kills + 1):
+        target = _newest(state_dir) + chosen.randint(1, 5)
+        child = os.fork()
+        if child == 0:
+            try:
+                run(name, STEPWISE[name], state_dir, model())
+                os._exit(0)
+            finally:
+                os._exit(1)
+        if attempt < num_kills:
+            while _newest(state_dir) < target and os.waitpid(child, os.WNOHANG) == (0, 0):
+                time.sleep(0.001)
+            time.sleep(chosen.uniform(0, 0.02))
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status) != (attempt < num_kills) or (attempt == num_kills and status):
+            sys.exit(f"start {attempt} of {name} ended with status {status}")
+        print(name, "killed" if attempt < num_kills else "done", "after step", _newest(state_dir), flush=True)
+
+
+def _newest(state_dir: Path) -> int:
+    """Steps done, over all lengths of an extension."""
+    folders = [path for path in state_dir.rglob("*") if path.name.startswith("step-")]
+    finished = 24 * len(list(state_dir.rglob("final")))
+    return finished + max((int(path.name.removeprefix("step-")) for path in folders), default=0)
+
+
 def main() -> None:
-    """NAME STATE_DIR [pack=true] [checkpointing=true] [setting=value of TrainConfig ...]."""
-    name, state_dir, *rest = sys.argv[1:]
-    switches = {"pack", "checkpointing"}
-    changes = {pair.partition("=")[0]: True for pair in rest if pair.partition("=")[0] in switches}
-    training = with_overrides(TRAINING, [pair for pair in rest if pair.partition("=")[0] not in switches])
-    cfg = stage(name, training=training, **changes)
-    trained = run(name, cfg, Path(state_dir), model())
-    if os.environ.get("RANK", "0") == "0":
-        assert all(type(parameter.data) is Tensor for parameter in trained.model.parameters())
+    """NAMES STATE_DIR [kills] [pack=] [checkpointing=] [setting=value of TrainConfig ...]."""
+    names, state_dir, *rest = sys.argv[1:]
+    if rest == ["kills"]:
+        import lightning.fabric  # noqa: F401  the children must not spend their short lives on it
+
+        for seed, name in enumerate(names.split(",")):
+            kill(name, Path(state_dir) / name, seed)
+        return
+    pairs = dict(pair.split("=") for pair in rest)
+    changes = {key: bool(pairs.pop(key)) for key in ("pack", "checkpointing") if key in pairs}
+    training = with_overrides(TRAINING, [f"{key}={value}" for key, value in pairs.items()])
+    for name in names.split(","):
+        cfg = stage(name, training=training, **changes)
+        trained = run(name, cfg, Path(state_dir) / name, model()).model
+        kinds = {type(parameter.data) for parameter in trained.parameters()}
+        assert kinds == {Tensor}, "the module is whole in every process"
+        loss = heldout_loss(trained, rows_of(text(seed=1).tokens, SEQ_LEN, 6)).loss
+        print(name, os.environ.get("RANK", 0), loss, flush=True)
 
 
 if __name__ == "__main__":
