@@ -1,8 +1,14 @@
 """Documents to tokens and back: byte for byte, whole or absent, and never more than the training split."""
 
+import functools
+import itertools
+from unittest import mock
+
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from feedworks.contracts.files import write_table
@@ -38,6 +44,10 @@ def tokenizer_dir(data, tmp_path_factory):
     return fit_tokenizer(data, tmp_path_factory.mktemp("fit") / "tokenizer", vocab_size=400)
 
 
+SIGNS = "aB1.,' \t\n\r\u00e9\u3000"
+_loaded = functools.lru_cache(load_tokenizer)
+
+
 def folder_of(texts, folder, splits=None):
     rows = {
         "document_id": list(range(len(texts))),
@@ -56,6 +66,41 @@ def test_any_text_comes_back_byte_for_byte(tokenizer_dir):
     assert min(ids) >= len(SPECIAL), "text that spells a special token is not one"
     assert max(ids) < len(tokenizer) == 400
     assert tokenizer(" <|endoftext|>")["input_ids"][-1] == tokenizer.eos_token_id, "but whoever asks gets it"
+
+
+@given(text=st.text(max_size=80))
+def test_whatever_the_text_it_comes_back(tokenizer_dir, text):
+    tokenizer = _loaded(tokenizer_dir)
+    (ids,) = encode(tokenizer, [text])
+    assert tokenizer.decode(ids) == text
+
+
+@pytest.fixture(scope="module")
+def greedy_dir(tmp_path_factory):
+    """Of random signs, so that it has tokens of line ends, spaces and signs in every order."""
+    rng = np.random.default_rng(0)
+    text = "".join(rng.choice(list(SIGNS), 50_000))
+    data = folder_of([text], tmp_path_factory.mktemp("signs"))
+    return fit_tokenizer(data, tmp_path_factory.mktemp("fit") / "greedy", vocab_size=1500)
+
+
+@given(text=st.text(alphabet=SIGNS, max_size=120), size=st.integers(4, 40))
+def test_no_token_spans_a_cut_after_a_line(greedy_dir, text, size):
+    """Cut anywhere the rule allows, the ids are those of the whole text."""
+    tokenizer = _loaded(greedy_dir)
+    cuts = [i for i in range(2, len(text)) if text[i - 1] == "\n" and text[i - 2].strip() and text[i].strip()]
+    borders = [0, *cuts[:: max(1, size // 8)], len(text)]
+    parts = [text[a:b] for a, b in itertools.pairwise(borders)]
+    (whole,) = encode(tokenizer, [text])
+    assert [i for ids in encode(tokenizer, parts) for i in ids.tolist()] == whole.tolist()
+
+
+@given(text=st.text(alphabet="a \n", max_size=200), size=st.integers(2, 30))
+def test_parts_are_the_text_and_not_too_long(text, size):
+    with mock.patch.object(corpus, "PART_CHARACTERS", size):
+        parts = corpus._parts(text)
+    assert "".join(parts) == text
+    assert all(0 < len(part) <= size for part in parts) or text == ""
 
 
 def test_digits_stand_alone(tokenizer_dir):
