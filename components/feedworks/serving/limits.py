@@ -124,9 +124,16 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def refuse(receive: Receive, send: Send, error: RefusedError) -> None:
-    """Say why, read what the client still sends for some seconds, and close the connection."""
-    body = json.dumps({"error": str(error)}).encode()
+async def refuse(receive: Receive, send: Send, error: RefusedError, body: bytes | None = None) -> None:
+    """Say why, read what the client still sends for some seconds, and close the connection.
+
+    Args:
+        receive: of the request.
+        send: of the request.
+        error: why.
+        body: JSON that says so; without it `{"error": ...}`.
+    """
+    body = json.dumps({"error": str(error)}).encode() if body is None else body
     headers = [
         (b"content-type", JSON),
         (b"content-length", str(len(body)).encode()),

@@ -1,0 +1,143 @@
+"""KSA (arXiv 2604.24432): the service: POST /generate, and OpenAI's completions, chats and models.
+
+The model is the folder in $FEEDWORKS_MODEL_DIR, else `ksa:latest` of the BentoML model store; it goes to the
+GPU if there is one. Its package says how many sequences run at once and how long they may be;
+$FEEDWORKS_STREAMS and $FEEDWORKS_CONTEXT replace that. $FEEDWORKS_WORKERS processes answer, each with a model
+and a cache of its own and $OMP_NUM_THREADS threads of torch; both default to 1.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from dataclasses import replace
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import bentoml
+import torch
+from bentoml.exceptions import BentoMLException
+
+from feedworks.errors import ConfigError, FeedworksError
+from feedworks.ksa.answering import Answering
+from feedworks.ksa.api import Api
+from feedworks.ksa.cache import KsaCache
+from feedworks.ksa.engine import Engine
+from feedworks.ksa.packaging import Loaded, load_package
+from feedworks.ksa.protocol import Generated, GenerateRequest, RequestError
+from feedworks.ksa.settings import PackageConfig
+from feedworks.serving.ahead import Ahead
+from feedworks.serving.limits import App
+
+MODEL_DIR = "FEEDWORKS_MODEL_DIR"
+MODEL_TAG = "ksa:latest"
+STREAMS, CONTEXT = "FEEDWORKS_STREAMS", "FEEDWORKS_CONTEXT"
+NUM_WORKERS = int(os.environ.get("FEEDWORKS_WORKERS", "1"))
+NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
+
+
+class _Refused(BentoMLException):
+    """A request that the model cannot answer, as the framework's own route tells it."""
+
+    def __init__(self, error: RequestError) -> None:
+        super().__init__(str(error))
+        self.error_code = HTTPStatus(error.status)
+
+
+@bentoml.service(workers=NUM_WORKERS, logging={"access": {"enabled": False}})
+class KsaService:
+    """Continues texts, for many clients at once; clients for OpenAI's API work with /v1."""
+
+    if MODEL_DIR not in os.environ:
+        stored_model = bentoml.models.BentoModel(MODEL_TAG)
+
+    @bentoml.on_deployment
+    @staticmethod
+    def check_model() -> None:
+        """End the server with one line if the model cannot be loaded; it would restart workers for ever."""
+        if MODEL_DIR in os.environ:
+            try:
+                limits_here(load_package(Path(os.environ[MODEL_DIR]), "cpu").limits)
+            except FeedworksError as error:
+                raise SystemExit(f"Error: model {os.environ[MODEL_DIR]}: {error}") from None
+
+    def __init__(self) -> None:
+        torch.set_num_threads(NUM_THREADS)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        loaded = load_package(Path(os.environ.get(MODEL_DIR) or self.stored_model.path), device)
+        self.answering = answering_for(loaded._replace(limits=limits_here(loaded.limits)))
+        logging.getLogger("bentoml._internal.server.http_app").addFilter(_is_our_fault)
+        gc.collect()
+        gc.freeze()  # one full collection with torch loaded takes up to 250 ms; now it skips what is loaded
+
+    @bentoml.api
+    async def generate(self, request: GenerateRequest, /) -> Generated:
+        """Continue a prompt; with stream=true as server-sent events."""
+        try:
+            call = await self.answering.generation(request)
+            return Generated(**await self.answering.whole(call))
+        except RequestError as error:
+            raise _Refused(error) from None
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        """End the model's thread."""
+        self.answering.close()
+
+
+def answering_for(loaded: Loaded) -> Answering:
+    """Allocate the cache of a model, warm it up and start its engine."""
+    model, limits = loaded.model, loaded.limits
+    # The last token of an answer is never read.
+    cache = KsaCache(
+        model.config, limits.max_streams, limits.max_context, dtype=model.dtype, device=model.device
+    )
+    warm_up(model, cache)
+    engine = Engine(model, cache, loaded.vocabulary, max_waiting=limits.max_queue)
+    return Answering(engine, loaded.vocabulary, loaded.tag, limits, model.config.vocab_size)
+
+
+def limits_here(limits: PackageConfig) -> PackageConfig:
+    """Return the package's limits with those of the environment in their place.
+
+    Raises:
+        ConfigError: one is no number or out of range.
+    """
+    streams, context = (os.environ.get(name) for name in (STREAMS, CONTEXT))
+    try:
+        return replace(
+            limits,
+            max_streams=int(streams) if streams else limits.max_streams,
+            max_context=int(context) if context else limits.max_context,
+        )
+    except ValueError:
+        given = f"{streams!r} and {context!r}"
+        raise ConfigError(f"{STREAMS} and {CONTEXT}: expected whole numbers, got {given}") from None
+
+
+def warm_up(model: Any, cache: KsaCache) -> None:
+    """Read a prompt into every slot and add a token that ends its chunk."""
+    slots = list(range(len(cache.lengths)))
+    length = min(cache.capacity - 1, max(1, 2 * model.config.chunk - 1))
+    token_BT = torch.zeros(len(slots), length, dtype=torch.int64, device=model.device)
+    model.prefill(token_BT, [length] * len(slots), cache, slots)
+    model.decode(token_BT[:, 0], cache, slots)
+    cache.reset()
+
+
+def front(app: App) -> Api:
+    """The paths of `feedworks.ksa.api` ahead of the framework's, by the service of this process."""
+    return Api(app, lambda: bentoml.get_current_service().answering)
+
+
+# The decorator is typed as if it returned the class.
+_service: Any = KsaService
+_service.add_asgi_middleware(Ahead, front=front)
+
+
+def _is_our_fault(record: logging.LogRecord) -> bool:
+    """Keep traces of bad requests, which the framework logs as errors, out of the log."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, BentoMLException) and error.error_code < 500)
