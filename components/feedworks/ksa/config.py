@@ -156,8 +156,12 @@ def paper() -> KsaConfig:
         weight_decay=0.01,
         betas=(0.9, 0.95),
         warmup_steps=100,
+        schedule="wsd",
+        decay_steps=100,
+        min_lr_ratio=0.01,
         grad_clip=1.0,
         precision="bf16-mixed",
+        strategy="fsdp",
         accumulate=30,
     )
     model = ModelConfig(

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from feedworks.errors import ConfigError
 from feedworks.ksa.data import Packed, Source, TextBatch, Windows, epochs
 from feedworks.ksa.heldout import MONITOR
 from feedworks.ksa.losses import attention_terms, num_targets, token_terms
@@ -138,9 +139,13 @@ def anneal(
         evaluate: see `pretrain`.
 
     Raises:
-        ConfigError: see `pretrain`.
+        ConfigError: the model has no summary projections; or see `pretrain`.
         ModelError: training broke down.
     """
+    if not (model.config.summaries and model.config.summary_projections):
+        raise ConfigError(
+            "anneal: the model's summaries have no projections of their own; distil it first"
+        )
 
     def loss(module: Any, batch: TextBatch) -> dict[str, Tensor]:
         weight = summary_weight(cfg, batch.step)

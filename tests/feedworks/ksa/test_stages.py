@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -30,7 +32,10 @@ def test_every_kind_of_attention_learns(tmp_path, pack, changes):
 
 def test_layers_that_are_computed_again_give_the_same_bits(tmp_path):
     kept, _ = run("pretrain", stage(), tmp_path / "kept", model())
-    again, _ = run("pretrain", stage(checkpointing=True), tmp_path / "again", model())
+    network, calls = model(), []
+    network.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    again, _ = run("pretrain", stage(checkpointing=True), tmp_path / "again", network)
+    assert calls.count(True) == 2 * 12, "forward and again backward, in each step"
     assert_same_bits(weights(again), weights(kept))
     assert not again.is_activation_checkpointing
 
@@ -62,6 +67,11 @@ def test_distillation_against_itself_starts_at_nothing_and_stays_there(tmp_path)
 def test_a_model_without_summaries_has_nothing_to_distil(tmp_path):
     with pytest.raises(ConfigError, match="nothing to train"):
         run("distil", stage("distil"), tmp_path, model(summaries=0))
+
+
+def test_shared_projections_cannot_be_annealed(tmp_path):
+    with pytest.raises(ConfigError, match="no projections of their own; distil it first"):
+        run("anneal", stage("anneal"), tmp_path, model(summary_projections=False))
 
 
 def test_lambda_by_hand():
@@ -114,3 +124,25 @@ def test_bfloat16_arithmetic_learns_alike(tmp_path):
     _, rounded = run("pretrain", shortened(stage(), precision="bf16-mixed"), tmp_path / "rounded", model())
     for one, other in zip(exact.history, rounded.history, strict=True):
         assert other["train/loss"] == pytest.approx(one["train/loss"], rel=0.02)
+
+
+def test_bfloat16_weights_learn(tmp_path):
+    trained, result = run("pretrain", shortened(stage(steps=12), precision="bf16-true"), tmp_path, model())
+    assert {parameter.dtype for parameter in trained.parameters()} == {torch.bfloat16}
+    assert trained.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert result.history[-1]["train/loss"] < 0.8 * result.history[0]["train/loss"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("name", STAGES)
+def test_a_gpu_learns_like_the_cpu(tmp_path, name, precision):
+    def trained_on(accelerator):
+        cfg = stage(name, pack=True, checkpointing=True)
+        training = replace(cfg.training, accelerator=accelerator, precision=precision)
+        return run(name, replace(cfg, training=training), tmp_path / accelerator, model())
+
+    on_cpu, on_gpu = trained_on("cpu"), trained_on("cuda")
+    assert on_gpu.model.device.type == "cuda"
+    for one, other in zip(on_cpu.result.history, on_gpu.result.history, strict=True):
+        assert other["train/loss"] == pytest.approx(one["train/loss"], rel=0.03)

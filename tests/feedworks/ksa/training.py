@@ -24,7 +24,9 @@ from feedworks.ksa.settings import AnnealConfig, DistilConfig, ExtendConfig, Sta
 from feedworks.training.settings import TrainConfig
 
 VOCAB, CHUNK, SEQ_LEN = 48, 4, 48
-TRAINING = TrainConfig(epochs=2, batch_size=4, lr=5e-3, grad_clip=1.0, checkpoint_every_s=1e9)
+TRAINING = TrainConfig(
+    epochs=2, batch_size=4, lr=5e-3, grad_clip=1.0, checkpoint_every_s=1e9, accelerator="cpu"
+)
 EVERY_STEP = replace(TRAINING, checkpoint_every_s=0)
 STAGES = ("pretrain", "distil", "anneal", "extend")
 
