@@ -143,9 +143,7 @@ def anneal(
         ModelError: training broke down.
     """
     if not (model.config.summaries and model.config.summary_projections):
-        raise ConfigError(
-            "anneal: the model's summaries have no projections of their own; distil it first"
-        )
+        raise ConfigError("anneal: the model's summaries have no projections of their own; distil it first")
 
     def loss(module: Any, batch: TextBatch) -> dict[str, Tensor]:
         weight = summary_weight(cfg, batch.step)
