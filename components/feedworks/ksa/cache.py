@@ -14,9 +14,9 @@ from transformers import Cache
 
 from feedworks.errors import ConfigError
 from feedworks.ksa.architecture import Qwen3KsaConfig
-from feedworks.ksa.plans import DecodePlan, ExtendPlan, order_rows
+from feedworks.ksa.plans import DecodePlan, ExtendPlan, plan_step
 from feedworks_kernels.summary_attention import Rows
-from feedworks_kernels.summary_decode import CacheLayout, DecodeStep, Extension, Places, SummaryCache
+from feedworks_kernels.summary_decode import CacheLayout, DecodeStep, Extension, SummaryCache
 
 
 class KsaCache(Cache):
@@ -109,23 +109,9 @@ class KsaCache(Cache):
         # The host knows all lengths: on a GPU a step that cannot be made would give NaN.
         if full := [slot for slot in slots if self.lengths[slot] >= self.capacity]:
             raise ValueError(f"slots {full} are full: they hold {self.capacity} tokens, the capacity")
-        device = self.rings[0].length_N.device
-        chunk = self.config.chunk
         lengths = [self.lengths[slot] for slot in slots]
-        ends = [b for b, length in enumerate(lengths) if self.config.summaries and (length + 1) % chunk == 0]
-        slot_B, order = torch.tensor(list(slots), device=device), None
-        if ends:
-            order = order_rows(len(lengths), ends, self.config.summaries, device)
-        places: dict[CacheLayout, Places] = {}
-        moves: dict[CacheLayout, Places] = {}
-        for layout, ring in {ring.layout: ring for ring in self.rings}.items():
-            if order is None or layout.chunk != chunk:
-                places[layout] = ring.places(slot_B, summaries=False, trusted=True)
-                continue
-            here = places[layout] = ring.places(slot_B, order.ending_S, trusted=True)
-            moving = here.slot_B[order.ending_S], here.move_BP[order.ending_S]
-            moves[layout] = here._replace(slot_B=moving[0], move_BP=moving[1])
-        return DecodePlan(tuple(slots), torch.tensor(lengths, device=device), order, places, moves)
+        distinct = dict.fromkeys(ring.layout for ring in self.rings)
+        return plan_step(distinct, slots, lengths, self.config, self.rings[0].length_N.device)
 
     def step(self, layer: int, rows: Rows, plan: DecodePlan, scale: float) -> Tensor:
         """Add one token of each sequence to a layer, and the summaries of chunks that end, and attend.

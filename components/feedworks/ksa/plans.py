@@ -6,12 +6,18 @@ Q = 1 + m rows of one sequence, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from feedworks_kernels.summary_decode import CacheLayout, Extension, Places
+from feedworks.ksa.architecture import Qwen3KsaConfig
+from feedworks_kernels.summary_decode import CacheLayout, Extension, Places, host_places, to_device
+
+Array = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 class Order(NamedTuple):
@@ -67,24 +73,52 @@ class ExtendPlan(NamedTuple):
     extensions: dict[CacheLayout, Extension]
 
 
-def order_rows(num_sequences: int, ends: list[int], summaries: int, device: torch.device) -> Order:
-    """Say which rows of a pass belong together.
+def plan_step(
+    layouts: Iterable[CacheLayout],
+    slots: Sequence[int],
+    lengths: Sequence[int],
+    config: Qwen3KsaConfig,
+    device: torch.device,
+) -> DecodePlan:
+    """Plan a step that is known to be possible; all tables go to the device in one copy.
 
     Args:
-        num_sequences: B.
-        ends: the S sequences, as places in the batch, whose chunk this token ends.
-        summaries: m.
-        device: of the tables.
+        layouts: the distinct ones of the cache.
+        slots: of the sequences.
+        lengths: tokens of each before this step.
+        config: of the model.
+        device: where the cache lies.
     """
-    sequence_B, ending_S = torch.arange(num_sequences, device=device), torch.tensor(ends, device=device)
-    place_m = torch.arange(1, summaries + 1, device=device)
-    row_BQ = sequence_B[:, None].repeat(1, 1 + summaries)
-    row_BQ[ending_S, 1:] = num_sequences + torch.arange(len(ends) * summaries, device=device).view(
-        -1, summaries
-    )
-    return Order(
-        row_BQ,
-        torch.cat((sequence_B, ending_S.repeat_interleave(summaries))),
-        torch.cat((torch.zeros_like(sequence_B), place_m.repeat(len(ends)))),
-        ending_S,
-    )
+    slot_B, length_B = np.array(slots, dtype=np.int64), np.array(lengths, dtype=np.int64)
+    summaries = config.summaries
+    ends_B = length_B % config.chunk == config.chunk - 1
+    ending_S = np.flatnonzero(ends_B if summaries else ends_B[:0])
+    tables: list[Array] = [length_B]
+    if len(ending_S):
+        tables += _order(len(slots), ending_S, summaries)
+    chosen = list(layouts)
+    with_summaries = [len(ending_S) > 0 and layout.chunk == config.chunk for layout in chosen]
+    for layout, given in zip(chosen, with_summaries, strict=True):
+        here = host_places(layout, slot_B, length_B, summaries=given)
+        tables += here
+        tables += [array[ending_S] for array in here] if given else []
+    found = iter(to_device(tables, device))
+    length = next(found)
+    order = Order(*islice(found, 4)) if len(ending_S) else None
+    places: dict[CacheLayout, Places] = {}
+    moves: dict[CacheLayout, Places] = {}
+    for layout, given in zip(chosen, with_summaries, strict=True):
+        places[layout] = Places(*islice(found, 6))
+        if given:
+            moves[layout] = Places(*islice(found, 6))
+    return DecodePlan(tuple(slots), length, order, places, moves)
+
+
+def _order(num_sequences: int, ending_S: Array, summaries: int) -> list[Array]:
+    """Return the fields of `Order`."""
+    sequence_B, num_ending = np.arange(num_sequences), len(ending_S)
+    row_BQ = np.repeat(sequence_B[:, None], 1 + summaries, axis=1)
+    row_BQ[ending_S, 1:] = num_sequences + np.arange(num_ending * summaries).reshape(-1, summaries)
+    sequence_R = np.concatenate((sequence_B, np.repeat(ending_S, summaries)))
+    place_R = np.concatenate((np.zeros_like(sequence_B), np.tile(np.arange(1, summaries + 1), num_ending)))
+    return [row_BQ, sequence_R, place_R, ending_S]

@@ -148,12 +148,7 @@ class SummaryCache:
         return DecodeStep(out_HQD[None, :, : plan.num_text], out_HQD[None, :, plan.num_text :])
 
     def places(
-        self,
-        slot_B: Tensor | None = None,
-        ending_S: Tensor | None = None,
-        *,
-        summaries: bool = True,
-        trusted: bool = False,
+        self, slot_B: Tensor | None = None, ending_S: Tensor | None = None, *, summaries: bool = True
     ) -> Places:
         """Say where the next token of each sequence goes, once for all layers that are at this point.
 
@@ -161,7 +156,6 @@ class SummaryCache:
             slot_B: int64, the sequences; -1 is none (padding to a fixed B). Without it all N slots in order.
             ending_S: int64, places in `slot_B` that summaries will be given for; without it all.
             summaries: summaries will be given.
-            trusted: the step is known to be possible; looking takes as long as all the rest here.
 
         Raises:
             ValueError: a slot is not there, named twice or full, or a chunk ends without summaries (on CUDA,
@@ -172,7 +166,7 @@ class SummaryCache:
         cache_checks.check_index("slot", slot_B, self.length_N)
         if ending_S is not None:
             cache_checks.check_index("ending", ending_S, self.length_N)
-        if not trusted and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():
             cache_checks.check_step(self.layout, self.length_N, slot_B, ending_S, summaries=summaries)
         return places(self.layout, self.length_N, slot_B, ending_S, summaries=summaries)
 

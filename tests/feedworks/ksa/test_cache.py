@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from feedworks.errors import ConfigError
+from feedworks.ksa import plans
 from feedworks.ksa.architecture import Qwen3KsaConfig, hybrid_windows
 from feedworks.ksa.cache import KsaCache, formula_bytes
 from feedworks.ksa.model import Qwen3KsaForCausalLM
@@ -289,12 +290,13 @@ def test_a_baseline_with_windows_has_no_cache() -> None:
 
 
 def test_places_are_found_once_for_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two layouts have four layers; and nothing is read from the device to find them."""
+    """Four layers have two layouts; all tables go to the device in one copy."""
     model = decoder(windows=[2, 2, 2, None])
     cache = cache_of(model)
     model.prefill(IDS[:, :30], LENGTHS, cache, range(4))
-    kind, calls = type(cache.rings[0]), []
-    whole = kind.places
-    monkeypatch.setattr(kind, "places", lambda self, *a, **k: calls.append(1) or whole(self, *a, **k))
+    calls: list[str] = []
+    for name in ("host_places", "to_device"):
+        whole = getattr(plans, name)
+        monkeypatch.setattr(plans, name, lambda *a, n=name, w=whole, **k: calls.append(n) or w(*a, **k))
     model.decode(IDS[:, 30], cache, range(4))
-    assert len(calls) == 2
+    assert sorted(calls) == ["host_places", "host_places", "to_device"]
