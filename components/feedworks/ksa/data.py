@@ -231,44 +231,6 @@ class Drawn:
         return TextBatch(ids_BT, label_BT)
 
 
-class Mixed:
-    """Rows of two sources in every batch.
-
-    Args:
-        main: most rows.
-        other: rows of the same length.
-        share: of the rows of a batch that are the other's, rounded to whole rows.
-    """
-
-    def __init__(self, main: Source, other: Source, share: float) -> None:
-        self._main, self._other, self._share = main, other, share
-
-    def batch(self, step: int, size: int) -> TextBatch:
-        """See `Source`."""
-        num_other = round(size * self._share)
-        parts = [
-            source.batch(step, num)
-            for source, num in ((self._main, size - num_other), (self._other, num_other))
-            if num
-        ]
-        document_BT = None
-        if any(part.document_BT is not None for part in parts):
-            document_BT = torch.cat(
-                [
-                    torch.zeros_like(part.input_ids_BT) if part.document_BT is None else part.document_BT
-                    for part in parts
-                ]
-            )
-        widths = {part.input_ids_BT.shape[1] for part in parts}
-        if len(widths) > 1:
-            raise ConfigError(f"rows of {sorted(widths)} tokens cannot be mixed; make them of one length")
-        # Shuffled, so that parts and processes get of both.
-        order = torch.from_numpy(numpy_generator(step, "mixed").permutation(size))
-        ids_BT = torch.cat([part.input_ids_BT for part in parts])[order]
-        label_BT = torch.cat([part.label_BT for part in parts])[order]
-        return TextBatch(ids_BT, label_BT, None if document_BT is None else document_BT[order])
-
-
 def _by_pass(first: int, num: int, rows_per_pass: int) -> list[tuple[int, slice]]:
     """Cut consecutive row numbers of a run into passes: (pass, places in it)."""
     found = []

@@ -3,9 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from feedworks.errors import ConfigError, DataError
-from feedworks.ksa.data import Drawn, Mixed, Packed, Table, TextBatch, Windows, epochs
+from feedworks.ksa.data import Drawn, Packed, Table, TextBatch, Windows, epochs
 from feedworks.ksa.losses import IGNORED
 from feedworks_kernels.summary_attention import first_chunks
 
@@ -114,23 +116,48 @@ def test_steps_carry_their_number_and_resume_anywhere():
         of(0)[10]
 
 
-def test_a_mixture_has_its_share_of_both():
+def test_rows_that_a_function_draws():
     def draw(step, size):
-        ids = torch.full((size, SEQ_LEN), 99)
-        return ids, torch.where(torch.arange(SEQ_LEN) > 40, ids, IGNORED), "more"
+        ids = torch.full((size, 3), step)
+        return ids, torch.where(torch.arange(3) > 1, ids, IGNORED), "more"
 
-    packed = Packed(TEXT.tokens, TEXT.starts, SEQ_LEN, CHUNK, 0)
-    mixed = Mixed(packed, Drawn(draw), 0.25)
-    batch = mixed.batch(3, 8)
-    drawn = batch.input_ids_BT[:, 0] == 99
-    assert drawn.sum() == 2
-    assert batch.document_BT is not None
-    assert batch.document_BT[drawn].sum() == 0
-    assert batch.document_BT[~drawn].sum() > 0
-    assert (batch.label_BT[drawn] != IGNORED).sum() == 2 * 7
-    assert torch.equal(mixed.batch(3, 8).input_ids_BT, batch.input_ids_BT)
-    alone = Mixed(Drawn(draw), packed, 0.0).batch(0, 4)
-    assert isinstance(alone, TextBatch)
-    assert alone.document_BT is None
-    with pytest.raises(ConfigError, match=r"rows of \[32, 48\] tokens cannot be mixed"):
-        Mixed(Windows(TEXT.tokens, 32, 0), packed, 0.5).batch(0, 2)
+    batch = Drawn(draw).batch(7, 2)
+    assert isinstance(batch, TextBatch)
+    assert batch.input_ids_BT.tolist() == [[7, 7, 7]] * 2
+    assert batch.label_BT.tolist() == [[IGNORED, IGNORED, 7]] * 2
+    assert batch.document_BT is None
+
+
+@given(
+    lengths=st.lists(st.integers(0, 23), min_size=1, max_size=12),
+    chunk=st.sampled_from([1, 3, 4]),
+    chunks_per_row=st.integers(1, 5),
+    seed=st.integers(0, 5),
+)
+def test_a_pass_of_packed_rows_is_the_filled_documents_one_after_the_other(
+    lengths, chunk, chunks_per_row, seed
+):
+    starts, seq_len = np.concatenate([[0], np.cumsum(lengths)]), chunk * chunks_per_row
+    tokens = np.arange(1, starts[-1] + 1)  # each says where it stands; 0 is filling
+    room = sum(-(-length // chunk) * chunk for length in lengths)
+    assume(room >= seq_len)
+    source = Packed(tokens, starts, seq_len, chunk, seed)
+    assert source.rows_per_pass == room // seq_len
+    batch = source.batch(2, source.rows_per_pass)
+    document_RT = torch.zeros_like(batch.input_ids_BT) if batch.document_BT is None else batch.document_BT
+    first_chunks(document_RT, chunk)  # would refuse a document inside a chunk
+    seen = set()
+    for ids, labels, documents in zip(*(x.tolist() for x in (*batch[:2], document_RT)), strict=True):
+        for at in range(seq_len):
+            goes_on = at > 0 and documents[at] == documents[at - 1]
+            if ids[at] and goes_on:
+                assert ids[at] == ids[at - 1] + 1
+                assert labels[at] == ids[at]
+            else:
+                assert labels[at] == IGNORED
+            # A document begins where its first token stands or, cut by a row's end, on a chunk's border.
+            if ids[at] and at and not goes_on:
+                assert ids[at] - 1 in starts
+        seen.update(ids)
+    cut_off = room - source.rows_per_pass * seq_len
+    assert len(seen - {0}) >= len(tokens) - cut_off
