@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from feedworks.configuration import at_least, with_overrides
 from feedworks.errors import ConfigError
@@ -175,9 +175,7 @@ def paper() -> KsaConfig:
         rope_base=1_000_000.0,
         max_length=131_072,
     )
-    stage = StageConfig(
-        seq_len=8192, steps_per_epoch=160, training=replace(training, lr=4e-4), pack=True, checkpointing=True
-    )
+    rows: dict[str, Any] = {"steps_per_epoch": 160, "pack": True, "checkpointing": True}
     return KsaConfig(
         mode="convert",
         model=model,
@@ -186,20 +184,10 @@ def paper() -> KsaConfig:
         needles=NeedleConfig(
             lengths=(4096, 8192, 16384, 32768, 65536, 131072), per_cell=50, train_share=0.0, train_rows=0
         ),
-        pretrain=stage,
-        distil=DistilConfig(
-            seq_len=8192, steps_per_epoch=160, training=training, pack=True, checkpointing=True
-        ),
-        anneal=AnnealConfig(
-            seq_len=8192, steps_per_epoch=160, training=training, pack=True, checkpointing=True
-        ),
-        extend=ExtendConfig(
-            lengths=(32768, 65536, 131072),
-            steps_per_epoch=160,
-            training=training,
-            pack=True,
-            checkpointing=True,
-        ),
+        pretrain=StageConfig(seq_len=8192, training=replace(training, lr=4e-4), **rows),
+        distil=DistilConfig(seq_len=8192, training=training, **rows),
+        anneal=AnnealConfig(seq_len=8192, training=training, **rows),
+        extend=ExtendConfig(lengths=(32768, 65536, 131072), training=training, **rows),
         baselines=(),
         evaluation=EvaluationConfig(
             seq_len=131_072, buckets=(1024, 8192, 32768, 65536), max_rows=32, batch_size=1, max_new_tokens=128
