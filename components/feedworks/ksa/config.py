@@ -23,7 +23,7 @@ from feedworks.ksa.settings import (
     ModelConfig,
     NeedleConfig,
     PackageConfig,
-    StageConfig,
+    PretrainConfig,
     distinct,
 )
 from feedworks.training.settings import TrainConfig
@@ -49,7 +49,7 @@ class KsaConfig:
     base: BaseConfig
     corpus: CorpusConfig
     needles: NeedleConfig
-    pretrain: StageConfig
+    pretrain: PretrainConfig
     distil: DistilConfig
     anneal: AnnealConfig
     extend: ExtendConfig
@@ -84,7 +84,7 @@ class KsaConfig:
 def tiny() -> KsaConfig:
     """Seconds on a laptop: the demo on synthetic text, and the tests."""
     training = TrainConfig(epochs=2, batch_size=8, lr=3e-3, warmup_steps=5, grad_clip=1.0, schedule="cosine")
-    stage = StageConfig(seq_len=256, steps_per_epoch=20, training=training)
+    stage = PretrainConfig(seq_len=256, steps_per_epoch=20, training=training)
     short = replace(training, epochs=1, lr=1e-3)
     return KsaConfig(
         model=ModelConfig(
@@ -133,7 +133,7 @@ def small() -> KsaConfig:
         base=BaseConfig(),
         corpus=CorpusConfig(),
         needles=NeedleConfig(),
-        pretrain=StageConfig(seq_len=1024, steps_per_epoch=100, training=training),
+        pretrain=PretrainConfig(seq_len=1024, steps_per_epoch=100, training=training),
         distil=DistilConfig(seq_len=1024, steps_per_epoch=30, training=short),
         anneal=AnnealConfig(seq_len=1024, steps_per_epoch=60, training=short),
         extend=ExtendConfig(lengths=(), steps_per_epoch=20, training=short),
@@ -184,7 +184,7 @@ def paper() -> KsaConfig:
         needles=NeedleConfig(
             lengths=(4096, 8192, 16384, 32768, 65536, 131072), per_cell=50, train_share=0.0, train_rows=0
         ),
-        pretrain=StageConfig(seq_len=8192, training=replace(training, lr=4e-4), **rows),
+        pretrain=PretrainConfig(seq_len=8192, training=replace(training, lr=4e-4), **rows),
         distil=DistilConfig(seq_len=8192, training=training, **rows),
         anneal=AnnealConfig(seq_len=8192, training=training, **rows),
         extend=ExtendConfig(lengths=(32768, 65536, 131072), training=training, **rows),

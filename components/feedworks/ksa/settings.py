@@ -156,6 +156,22 @@ class StageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PretrainConfig(StageConfig):
+    """Training from scratch.
+
+    Attributes:
+        full_share: share of the steps, the first ones, in which every layer reads all text raw and there are
+            no summaries: what a small model learns from near and far text alike it learns faster so.
+    """
+
+    full_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        between(0, 1, "pretrain", full_share=self.full_share)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistilConfig(StageConfig):
     """Stage 1 of a conversion: summary parameters learn what full attention does, all else is frozen.
 

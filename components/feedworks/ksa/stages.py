@@ -24,7 +24,7 @@ from feedworks.ksa.data import Packed, Source, TextBatch, Windows, epochs
 from feedworks.ksa.heldout import MONITOR
 from feedworks.ksa.losses import attention_terms, num_targets, token_terms
 from feedworks.ksa.model import Qwen3KsaForCausalLM
-from feedworks.ksa.settings import AnnealConfig, DistilConfig, ExtendConfig, StageConfig
+from feedworks.ksa.settings import AnnealConfig, DistilConfig, ExtendConfig, PretrainConfig, StageConfig
 from feedworks.training.freezing import only_trained
 from feedworks.training.loop import FitResult, fit
 
@@ -68,7 +68,7 @@ def pretrain(
     Args:
         model: any windows, with or without summaries.
         source: training rows.
-        cfg: steps, optimiser, checkpointing.
+        cfg: steps, optimiser, checkpointing; of a `PretrainConfig` also how long all text is read raw.
         state_dir: of the run, for exact resume.
         evaluate: (model, epoch) -> metrics, `feedworks.ksa.heldout.MONITOR` among them, which chooses the
             best epoch; without it the last weights stay. See `feedworks.ksa.heldout.evaluation`.
@@ -77,7 +77,12 @@ def pretrain(
         ConfigError: `state_dir` holds another run.
         ModelError: training broke down.
     """
-    return _run(model, source, cfg, state_dir, _next_token, evaluate)
+    num_full = cfg.full_share * cfg.num_steps if isinstance(cfg, PretrainConfig) else 0
+
+    def loss(module: Any, batch: TextBatch) -> dict[str, Tensor]:
+        return _next_token(module, batch, full=batch.step < num_full)
+
+    return _run(model, source, cfg, state_dir, loss, evaluate)
 
 
 def distil(
@@ -241,8 +246,8 @@ def _recomputing(model: Qwen3KsaForCausalLM) -> Iterator[None]:
         model.activation_checkpointing_disable()
 
 
-def _next_token(module: Any, batch: TextBatch) -> dict[str, Tensor]:
-    states_BTD = module.model.text_states(batch.input_ids_BT, document_BT=batch.document_BT)
+def _next_token(module: Any, batch: TextBatch, *, full: bool = False) -> dict[str, Tensor]:
+    states_BTD = module.model.text_states(batch.input_ids_BT, document_BT=batch.document_BT, full=full)
     terms = token_terms(states_BTD, module.lm_head.weight, batch.label_BT)
     return {"loss": terms.lm, "weight": num_targets(batch.label_BT)}
 

@@ -30,6 +30,25 @@ def test_every_kind_of_attention_learns(tmp_path, pack, changes):
     assert not trained.training
 
 
+def test_a_full_start_is_training_with_full_attention(tmp_path):
+    started, plain = model(), model(windows=[None, None], summaries=0)
+    before = weights(started)
+    plain.load_state_dict({name: x for name, x in before.items() if name in plain.state_dict()})
+    run("pretrain", stage(full_share=1.0), tmp_path / "started", started, evaluate=False)
+    run("pretrain", stage(), tmp_path / "plain", plain, evaluate=False)
+    after, added = weights(started), {name for name, _ in started.summary_parameters()}
+    assert_same_bits({name: after[name] for name in weights(plain)}, weights(plain))
+    assert_same_bits({name: after[name] for name in added}, {name: before[name] for name in added})
+
+
+def test_summaries_are_trained_from_the_end_of_a_full_start_on(tmp_path):
+    network = model(windows=[2, 2])
+    before, added = weights(network), {name for name, _ in network.summary_parameters()}
+    run("pretrain", stage(full_share=0.5), tmp_path, network, evaluate=False)
+    changed = {name for name, x in weights(network).items() if not torch.equal(x, before[name])}
+    assert added - changed == {"model.layers.1.self_attn.q_summary.weight"}
+
+
 def test_layers_that_are_computed_again_give_the_same_bits(tmp_path):
     kept, _ = run("pretrain", stage(), tmp_path / "kept", model())
     network, calls = model(), []

@@ -20,7 +20,7 @@ from feedworks.ksa import stages
 from feedworks.ksa.architecture import Qwen3KsaConfig
 from feedworks.ksa.heldout import evaluation, heldout_loss, rows_of
 from feedworks.ksa.model import Qwen3KsaForCausalLM
-from feedworks.ksa.settings import AnnealConfig, DistilConfig, ExtendConfig, StageConfig
+from feedworks.ksa.settings import AnnealConfig, DistilConfig, ExtendConfig, PretrainConfig, StageConfig
 from feedworks.training.settings import TrainConfig
 
 VOCAB, CHUNK, SEQ_LEN = 48, 4, 48
@@ -66,7 +66,7 @@ def stage(name: str = "pretrain", *, steps: int = 6, training: TrainConfig = TRA
     common = {"steps_per_epoch": steps, "training": training} | changes
     if name == "extend":
         return ExtendConfig(lengths=(64, 96), **common)
-    kind = {"pretrain": StageConfig, "distil": DistilConfig, "anneal": AnnealConfig}[name]
+    kind = {"pretrain": PretrainConfig, "distil": DistilConfig, "anneal": AnnealConfig}[name]
     return kind(**({"seq_len": SEQ_LEN} | common))
 
 
