@@ -243,6 +243,11 @@ class KsaCache(Cache):
         self.batch_repeat_interleave(1)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values; attention over them is in this type, whatever the model's is."""
+        return self.rings[0].key_NGLD.dtype
+
+    @property
     def num_bytes(self) -> int:
         """Bytes allocated for keys and values."""
         return sum(ring.num_bytes for ring in self.rings)

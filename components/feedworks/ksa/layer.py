@@ -61,8 +61,10 @@ class KsaAttention(Qwen3Attention):
         """
         query, key, value = self._project(hidden_states, plan.num_text)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        # Under autocast the norms leave queries and keys in fp32 and values in bf16.
-        query, key = query.to(value.dtype), key.to(value.dtype)
+        # Under autocast norms leave queries and keys in fp32 and values in bf16; a cache has its own type.
+        kind = value.dtype
+        held = kind if past_key_values is None else past_key_values.dtype
+        query, key, value = query.to(held), key.to(held), value.to(held)
         if isinstance(plan, DecodePlan):
             assert past_key_values is not None
             rows = (row[0].transpose(0, 1) for row in (query, key, value))
@@ -81,7 +83,7 @@ class KsaAttention(Qwen3Attention):
                 self.config._attn_implementation, attention.forward
             )
             out, _ = attend(self, query, key, value, None, scaling=self.scaling, plan=plan)
-        projected: Tensor = self.o_proj(out.reshape(*hidden_states.shape[:-1], -1))
+        projected: Tensor = self.o_proj(out.reshape(*hidden_states.shape[:-1], -1).to(kind))
         if isinstance(plan, Plan) and plan.outputs is not None:
             plan.outputs(projected[:, : plan.num_text])
         return projected, None

@@ -92,6 +92,28 @@ def test_in_other_types(dtype: torch.dtype) -> None:
     assert max(error) < {torch.bfloat16: 0.5, torch.float32: 5e-5}[dtype]
 
 
+@pytest.mark.parametrize("held", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_cache_in_another_type_than_the_model(held: torch.dtype, autocast: bool) -> None:
+    """Half the bytes, or an evaluation within mixed-precision training."""
+    model = decoders.decoder()
+    expected, cache = rows(model), KsaCache(model.config, 4, T, dtype=held)
+    places, error = torch.tensor(LENGTHS), []
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        found = model.prefill(IDS[:, :30], LENGTHS, cache, range(4))
+        for step in range(12):
+            error.append((found - expected[range(4), places - 1]).abs().max().item())
+            if step == 6:
+                found = torch.stack([model.extend(IDS[b, [places[b]]], cache, b) for b in range(4)])
+            else:
+                found = model.decode(IDS[range(4), places], cache, range(4))
+            places += 1
+    assert cache.dtype == held
+    assert max(error) < (0.5 if autocast or held == torch.bfloat16 else 5e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        assert model.generate(IDS[:, :9], max_new_tokens=5, pad_token_id=decoders.PAD).shape == (4, 14)
+
+
 def test_what_lies_in_a_slot_that_was_used_is_not_read() -> None:
     model = decoder(summaries=2)
     cache = cache_of(model)
