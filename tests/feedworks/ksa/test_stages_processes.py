@@ -25,7 +25,7 @@ def start(*command: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         check=False,
-        timeout=400,
+        timeout=550,
     )
     assert process.returncode == 0, process.stdout
     return process.stdout
