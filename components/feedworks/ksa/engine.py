@@ -154,7 +154,8 @@ class Engine:
         """Say what the engine holds now; of a step that is under way, what was before it."""
         scheduler, cache = self._scheduler, self._scheduler.cache
         running = len(scheduler.running) + (scheduler.reading is not None)
-        return Load(len(scheduler.waiting), running, cache.used_bytes(list(cache.lengths)), cache.num_bytes)
+        waiting = max(0, self._open_jobs - running)
+        return Load(waiting, running, cache.used_bytes(list(cache.lengths)), cache.num_bytes)
 
     def close(self, within_s: float = 10.0) -> None:
         """Give up all jobs and end the thread."""
@@ -221,7 +222,8 @@ class Engine:
         by_loop: dict[int, list[tuple[Ticket, int, Piece]]] = {}
         now_s = time.perf_counter()
         for work, piece in outcomes:
-            if work.num_tokens == 1 and piece.token is not None:
+            if piece.token is not None and not work.told:
+                work.told = True
                 self._counters.first_token_s.observe(now_s - work.born_s)
                 self._counters.prompt_tokens.inc(len(work.job.prompt))
             if piece.last:

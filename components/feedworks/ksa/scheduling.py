@@ -14,7 +14,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
@@ -125,7 +125,8 @@ class Work:
     num_read: int = 0
     token: int = -1
     num_tokens: int = 0
-    done: bool = field(default=False)
+    done: bool = False
+    told: bool = False
 
     @classmethod
     def of(cls, job: Job, now_s: float) -> Work:
@@ -207,15 +208,14 @@ class Scheduler:
         return [(work, Piece("", error=error)) for work in works]
 
     def step(self) -> list[Outcome]:
-        """Compute the next token of all that run, and the first one of some that wait."""
+        """Compute the first token of some that wait, or the next one of all that run."""
         outcomes = self._expired()
         if not self.running or self._owed_s <= 0:
             start_s = self._clock()
             outcomes += self._read_part() + self._read_whole(self._admit())
             share = self._policy.prefill_share
             self._owed_s = (self._clock() - start_s) * (1 - share) / share
-        # Those whose prompt was read just now go on with the others.
-        if self.running:
+        if not outcomes and self.running:  # first tokens do not wait for the second ones
             start_s = self._clock()
             outcomes += self._decode(list(self.running.values()))
             self._owed_s -= self._clock() - start_s
@@ -277,9 +277,10 @@ class Scheduler:
             token_BT[b, : lengths[b]] = torch.tensor(work.job.prompt)
         slots = [work.slot for work in batch]
         token_BT = token_BT.to(self._model.device)
-        return self._begin(
-            batch, self._computed(batch, lambda: self._model.prefill(token_BT, lengths, self.cache, slots))
-        )
+        logit_BV = self._computed(batch, lambda: self._model.prefill(token_BT, lengths, self.cache, slots))
+        if logit_BV is None and len(batch) > 1:  # its slots are empty still: whose fault was it?
+            return [outcome for work in batch for outcome in self._read_whole([work])]
+        return self._begin(batch, logit_BV)
 
     def _begin(self, works: list[Work], logit_BV: Tensor | None) -> list[Outcome]:
         self.running |= {work.slot: work for work in works}

@@ -24,10 +24,12 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 EOS, START, END = range(3)
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
-    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 TEXT = "the old sea is wide and the ship is small; naïve cafés, 日本語 and 🦊 are written, too. "
 VOCAB = 320
+LONGEST = 40
 LIMITS = PackageConfig(max_context=96, max_streams=4, max_queue=6, max_new_tokens=80)
 
 
@@ -64,13 +66,18 @@ def write_package(
 
 def alone(prompt: Sequence[int], num_tokens: int) -> list[int]:
     """What the model says greedily, by its plain forward pass over all tokens."""
+    return list(_alone(tuple(prompt))[:num_tokens])
+
+
+@lru_cache
+def _alone(prompt: tuple[int, ...]) -> tuple[int, ...]:
     tokens = list(prompt)
-    for _ in range(num_tokens):
+    for _ in range(LONGEST):
         with torch.no_grad():
             tokens.append(int(model()(torch.tensor([tokens])).logits[0, -1].argmax()))
         if tokens[-1] == EOS:
             break
-    return tokens[len(prompt) :]
+    return tuple(tokens[len(prompt) :])
 
 
 def cache(num_slots: int = LIMITS.max_streams, capacity: int = LIMITS.max_context) -> KsaCache:

@@ -1,0 +1,93 @@
+"""KSA (arXiv 2604.24432): transformers' own `generate` as a service, for the bench: static batches.
+
+What waits when the model is free becomes a batch, padded on the left; who comes later waits until all of it
+is done. Each token goes out as soon as it is there, as `generate` hands it to a streamer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import threading
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import bentoml
+import torch
+
+MAX_BATCH = int(os.environ.get("FEEDWORKS_STREAMS", "32"))
+
+
+class _Waiting(NamedTuple):
+    prompt: list[int]
+    max_tokens: int
+    loop: asyncio.AbstractEventLoop
+    tokens: asyncio.Queue[int | None]
+
+    def put(self, token: int | None) -> None:
+        self.loop.call_soon_threadsafe(self.tokens.put_nowait, token)
+
+
+class _Streamer:
+    """Hands out the tokens of a batch; transformers' own streamers take one sequence only."""
+
+    def __init__(self, batch: list[_Waiting]) -> None:
+        self._batch = batch
+        self._prompt = True
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self._prompt:
+            for each, token in zip(self._batch, value.tolist(), strict=True):
+                each.put(token)
+        self._prompt = False
+
+    def end(self) -> None:
+        for each in self._batch:
+            each.put(None)
+
+
+@bentoml.service(workers=1, traffic={"timeout": 600}, logging={"access": {"enabled": False}})
+class StaticBatches:
+    """One batch at a time."""
+
+    def __init__(self) -> None:
+        from transformers import Qwen3ForCausalLM
+
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        folder = Path(os.environ["FEEDWORKS_MODEL_DIR"])
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = Qwen3ForCausalLM.from_pretrained(folder).eval().to(self.device)
+        self.waiting: queue.Queue[_Waiting] = queue.Queue()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    @bentoml.api
+    async def generate(self, prompt: list[int], max_tokens: int) -> AsyncGenerator[str, None]:
+        """Yield an event for each token of a greedy answer of just so many tokens."""
+        mine = _Waiting(prompt, max_tokens, asyncio.get_running_loop(), asyncio.Queue())
+        self.waiting.put(mine)
+        while (token := await mine.tokens.get()) is not None:
+            yield f"data: {token}\n\n"
+
+    def _run(self) -> None:
+        while True:
+            batch = [self.waiting.get()]
+            while len(batch) < MAX_BATCH and not self.waiting.empty():
+                batch.append(self.waiting.get())
+            self._answer(batch)
+
+    def _answer(self, batch: list[_Waiting]) -> None:
+        longest = max(len(each.prompt) for each in batch)
+        missing = [longest - len(each.prompt) for each in batch]
+        token_BT = torch.tensor([[0] * m + each.prompt for m, each in zip(missing, batch, strict=True)])
+        mask_BT = torch.tensor([[0] * m + [1] * (longest - m) for m in missing])
+        count = max(each.max_tokens for each in batch)
+        settings: dict[str, Any] = {"min_new_tokens": count, "max_new_tokens": count, "do_sample": False}
+        self.model.generate(
+            token_BT.to(self.device),
+            attention_mask=mask_BT.to(self.device),
+            streamer=_Streamer(batch),
+            pad_token_id=0,
+            **settings,
+        )
