@@ -1,0 +1,350 @@
+"""KSA (arXiv 2604.24432): what summaries are worth, learned by small models on two CPU cores.
+
+    recall      pairs that lie further back than all layers' raw windows together reach
+    books       the same decoder with each attention, same rows and steps, loss on text kept apart
+    conversion  the full-attention model of `books`: distilled, then annealed, in a fifth of its steps
+
+`python -m feedworks.ksa.bench learn`. Every run is a function of its seed and can be killed and started
+again. Choices are made on the validation rows; `test` is for reading at the end.
+Shape legend: B rows, T tokens, R rows of a split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from feedworks.datasets.folder import open_data
+from feedworks.errors import ConfigError
+from feedworks.ksa import stages
+from feedworks.ksa.arms import ARMS, FULL, OURS, Arm, architecture, sizes
+from feedworks.ksa.checkpoint import as_qwen3, from_qwen3, load, save
+from feedworks.ksa.corpus import TokenFile, fit_tokenizer, tokenise
+from feedworks.ksa.data import TextBatch, Windows, epochs
+from feedworks.ksa.heldout import heldout_loss, rows_of
+from feedworks.ksa.losses import token_terms
+from feedworks.ksa.model import Qwen3KsaForCausalLM
+from feedworks.ksa.recall import RecallTask, out_of_reach, recall_accuracy, recall_batch
+from feedworks.ksa.settings import AnnealConfig, DistilConfig, ModelConfig, StageConfig
+from feedworks.progress import say
+from feedworks.training.loop import FitResult, fit
+from feedworks.training.seed import mix, seed_everything
+from feedworks.training.settings import TrainConfig, seeded
+
+Row = dict[str, Any]
+DISTIL_SHARE, ANNEAL_SHARE = 0.05, 0.15  # of the steps that made the full-attention model
+_TRAINING = TrainConfig(
+    epochs=1,
+    batch_size=1,
+    weight_decay=0.01,
+    betas=(0.9, 0.95),
+    warmup_steps=50,
+    schedule="cosine",
+    min_lr_ratio=0.1,
+    grad_clip=1.0,
+    accelerator="cpu",
+)
+
+
+class RecallPlan(NamedTuple):
+    """How recall is learned.
+
+    Attributes:
+        model: sizes; its windows reach `out_of_reach` tokens at most.
+        stage: steps and optimiser; `batch_size` rows of the first task, fewer of longer ones.
+        tasks: what is asked for during equal shares of the steps, easy ones first; the last is measured.
+        num_measured: rows.
+    """
+
+    model: ModelConfig
+    stage: StageConfig
+    tasks: tuple[RecallTask, ...]
+    num_measured: int = 256
+
+
+class BooksPlan(NamedTuple):
+    """How the books are learned.
+
+    Attributes:
+        model: sizes.
+        stage: steps and optimiser.
+        raw_share: of the steps, the first ones, in which every attention reads all text raw. From scratch a
+            small model with summaries learns more slowly than one without.
+        vocab_size: of the tokenizer.
+        max_rows: rows of validation and of test, each.
+        distil_lr: peak rate of the conversion's first stage, which trains the summaries alone.
+        anneal_lr: of its second.
+    """
+
+    model: ModelConfig
+    stage: StageConfig
+    raw_share: float = 0.5
+    vocab_size: int = 1024
+    max_rows: int = 128
+    distil_lr: float = 2e-3
+    anneal_lr: float = 5e-4
+
+
+def recall_plan(num_steps: int = 3000) -> RecallPlan:
+    """Two layers and chunks of 8 tokens, a window of one chunk more: nothing raw crosses 32 tokens."""
+    model = ModelConfig(
+        width=64,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=2,
+        head_width=32,
+        hidden=128,
+        window=1,
+        full_every=0,
+        max_length=256,
+        rope_base=100.0,
+    )
+    gap = out_of_reach(num_layers=model.num_layers, window=model.window, chunk=model.chunk)
+    of_ids = {"num_keys": 16, "num_values": 16, "num_noise": 8}
+    near = [
+        RecallTask(length=length, gap=gap // 4, least_gap=0, num_pairs=4, num_queries=4, **of_ids)
+        for length in (32, 64)
+    ]
+    far = [
+        RecallTask(length=length, gap=gap, least_gap=0, num_pairs=8, num_queries=8, **of_ids)
+        for length in (128, 256)
+    ]
+    training = replace(_TRAINING, batch_size=32, lr=3e-3)
+    return RecallPlan(
+        model,
+        StageConfig(seq_len=256, steps_per_epoch=num_steps, training=training),
+        (*near, *far, replace(far[-1], least_gap=None)),
+    )
+
+
+def books_plan(num_steps: int = 2000) -> BooksPlan:
+    """Four layers whose windows hold 16 tokens, none that reads all; rows of 512."""
+    model = ModelConfig(
+        width=192,
+        num_layers=4,
+        num_heads=3,
+        num_kv_heads=3,
+        head_width=64,
+        hidden=512,
+        window=1,
+        full_every=0,
+        max_length=512,
+    )
+    training = replace(_TRAINING, batch_size=4, lr=2e-3, precision="bf16-mixed")
+    return BooksPlan(model, StageConfig(seq_len=512, steps_per_epoch=num_steps, training=training))
+
+
+def recall(
+    out_dir: Path, plan: RecallPlan, *, arms: Sequence[Arm] = ARMS, seeds: Sequence[int] = (0,)
+) -> Iterator[Row]:
+    """Train each attention on recall and yield how often it names the value that is asked for.
+
+    Args:
+        out_dir: keeps the state of the runs.
+        plan: sizes, tasks and steps.
+        arms: attentions.
+        seeds: of weights and rows, one run each.
+    """
+    final = plan.tasks[-1]
+    for seed, arm in ((seed, arm) for seed in seeds for arm in arms):
+        say(f"recall: {arm}, seed {seed}")
+        model = _fresh(arm, plan.model, seed, vocab_size=final.vocab_size)
+        stage = _seeded(plan.stage, seed)
+        rows = _RecallRows(plan.tasks, stage.num_steps, seed)
+        result = stages.pretrain(model, rows, stage, out_dir / f"recall-{arm}-{seed}").result
+        ids_BT, label_BT = recall_batch(final, plan.num_measured, seed, "measured")
+        with torch.no_grad():
+            logits_BTV = torch.cat([model(part).logits for part in torch.split(ids_BT, 32)])
+        accuracy = recall_accuracy(logits_BTV, label_BT)
+        yield _row("recall", arm, seed, result) | {
+            "gap": final.gap,
+            "accuracy": accuracy,
+            "chance": final.chance,
+        }
+
+
+def books(
+    data: str | Path,
+    out_dir: Path,
+    plan: BooksPlan,
+    *,
+    arms: Sequence[Arm] = ARMS,
+    seeds: Sequence[int] = (0,),
+) -> Iterator[Row]:
+    """Train each attention on the same rows of text and yield its held-out losses in nats per token.
+
+    Args:
+        data: raw files of a known data set, or a text data folder.
+        out_dir: keeps the tokens, the state of the runs and the models, `<arm>-<seed>`.
+        plan: sizes and steps.
+        arms: attentions; where `full` comes first the others tell their loss as a share of its.
+        seeds: of weights and rows, one run each.
+
+    Raises:
+        DataError: there is no text in `data`, or less than a row.
+    """
+    text = _Text(data, out_dir, plan)
+    for seed in seeds:
+        full: Row = {}
+        for arm in arms:
+            say(f"books: {arm}, seed {seed}")
+            model, result = _from_scratch(arm, text, out_dir, plan, seed)
+            row = _row("books", arm, seed, result) | text.losses(model)
+            full = row if arm == FULL else full
+            yield row | _shares(row, full)
+
+
+def conversion(
+    data: str | Path, out_dir: Path, plan: BooksPlan, *, seeds: Sequence[int] = (0,)
+) -> Iterator[Row]:
+    """Convert the full-attention model of `books` and yield its losses before, between and after the stages.
+
+    The steps of both stages are a fifth of those that made the model.
+
+    Args:
+        data: see `books`.
+        out_dir: that of `books`; where it has no full-attention model yet, one is trained.
+        plan: sizes and steps.
+        seeds: of the full-attention models.
+
+    Raises:
+        DataError: see `books`.
+    """
+    text = _Text(data, out_dir, plan)
+    for seed in seeds:
+        base, result = _from_scratch(FULL, text, out_dir, plan, seed)
+        full = _row("conversion", FULL, seed, result) | text.losses(base)
+        yield full
+        save(as_qwen3(base), out_dir / f"base-{seed}")
+        model = from_qwen3(out_dir / f"base-{seed}", **sizes(OURS, plan.model, plan.model.num_layers))
+        untrained = _row("conversion", "untrained", seed, None) | text.losses(model)
+        yield untrained | _shares(untrained, full)
+        for stage in _conversion_stages(plan, seed):
+            name = "distil" if isinstance(stage, DistilConfig) else "anneal"
+            rows = Windows(text.training, stage.seq_len, stage.training.seed)
+            state_dir = out_dir / "state" / f"{name}-{seed}"
+            if isinstance(stage, DistilConfig):
+                result = stages.distil(model, rows, stage, state_dir).result
+            else:
+                result = stages.anneal(model, rows, stage, state_dir).result
+            row = _row("conversion", name, seed, result) | text.losses(model)
+            row["share_of_steps"] = result.num_steps / plan.stage.num_steps
+            yield row | _shares(row, full)
+        save(model, out_dir / f"converted-{seed}")
+
+
+class _RecallRows:
+    """Rows of one task after the other; a step holds about as many tokens of each."""
+
+    def __init__(self, tasks: Sequence[RecallTask], num_steps: int, seed: int) -> None:
+        self._tasks, self._num_steps, self._seed = tasks, num_steps, seed
+        if min(task.length for task in tasks) < tasks[0].length:
+            raise ConfigError("recall: the first task must have the shortest rows")
+
+    def batch(self, step: int, size: int) -> TextBatch:
+        """See `feedworks.ksa.data.Source`."""
+        last = len(self._tasks) - 1
+        task = self._tasks[min(last, step * len(self._tasks) // self._num_steps)]
+        num_rows = max(1, size * self._tasks[0].length // task.length)
+        return TextBatch(*recall_batch(task, num_rows, self._seed, "training", step))
+
+
+class _Text:
+    """The tokens of a run: training, and rows (R, T) of validation and test."""
+
+    def __init__(self, data: str | Path, out_dir: Path, plan: BooksPlan) -> None:
+        tokens, tokenizer = out_dir / "tokens", out_dir / "tokenizer"
+        if not tokens.is_dir():
+            folder = open_data(data, out_dir / "data", kind="text")
+            fit_tokenizer(folder, tokenizer, vocab_size=plan.vocab_size)
+            tokenise(folder, tokenizer, tokens)
+        file = TokenFile(tokens / "train")
+        self.training, self.vocab_size = file.tokens, file.vocab_size
+        self._bfloat16 = plan.stage.training.precision != "32-true"
+        self._rows: dict[str, Tensor] = {
+            split: rows_of(TokenFile(tokens / split).tokens, plan.stage.seq_len, plan.max_rows)
+            for split in ("valid", "test")
+        }
+
+    def losses(self, model: Qwen3KsaForCausalLM) -> Row:
+        """Measure a model in the precision that it was trained in."""
+        model.eval()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
+            return {
+                f"{split}_loss": heldout_loss(model, rows_RT).loss for split, rows_RT in self._rows.items()
+            }
+
+
+def _from_scratch(
+    arm: Arm, text: _Text, out_dir: Path, plan: BooksPlan, seed: int
+) -> tuple[Qwen3KsaForCausalLM, FitResult]:
+    model = _fresh(arm, plan.model, seed, vocab_size=text.vocab_size)
+    stage = _seeded(plan.stage, seed)
+    rows = Windows(text.training, stage.seq_len, stage.training.seed)
+    result = _trained(model, rows, stage, out_dir / "state" / f"{arm}-{seed}", plan.raw_share)
+    save(model, out_dir / f"{arm}-{seed}")
+    return load(out_dir / f"{arm}-{seed}"), result
+
+
+def _trained(
+    model: Qwen3KsaForCausalLM, rows: Windows, stage: StageConfig, state_dir: Path, raw_share: float
+) -> FitResult:
+    """Train in place. A run that is done gives its weights back at once."""
+    num_raw = int(raw_share * stage.num_steps)
+
+    def loss(module: Any, batch: TextBatch) -> dict[str, Tensor]:
+        states_BTD = module.model.text_states(batch.input_ids_BT, full=batch.step < num_raw)
+        return {"loss": token_terms(states_BTD, module.lm_head.weight, batch.label_BT).lm}
+
+    return fit(
+        model,
+        batches=epochs(rows, stage.training.batch_size, stage.steps_per_epoch),
+        num_batches=stage.steps_per_epoch,
+        loss=loss,
+        config=stage.training,
+        state_dir=state_dir / f"raw-{num_raw}",
+    )
+
+
+def _conversion_stages(plan: BooksPlan, seed: int) -> tuple[DistilConfig, AnnealConfig]:
+    num_steps, length = plan.stage.num_steps, plan.stage.seq_len
+    distil, anneal = max(1, int(num_steps * DISTIL_SHARE)), max(1, int(num_steps * ANNEAL_SHARE))
+    # Other rows than those at the start of the base's training, in another order.
+    training = seeded(plan.stage.training, mix(seed, "conversion") % 2**31)
+    return (
+        DistilConfig(
+            seq_len=length,
+            steps_per_epoch=distil,
+            training=replace(training, lr=plan.distil_lr, warmup_steps=distil // 10),
+        ),
+        AnnealConfig(
+            seq_len=length,
+            steps_per_epoch=anneal,
+            training=replace(training, lr=plan.anneal_lr, warmup_steps=anneal // 10),
+        ),
+    )
+
+
+def _fresh(arm: Arm, model: ModelConfig, seed: int, *, vocab_size: int) -> Qwen3KsaForCausalLM:
+    seed_everything(seed)
+    return Qwen3KsaForCausalLM(architecture(arm, model, vocab_size=vocab_size))
+
+
+def _seeded(stage: StageConfig, seed: int) -> StageConfig:
+    return replace(stage, training=seeded(stage.training, seed))
+
+
+def _row(what: str, arm: str, seed: int, result: FitResult | None) -> Row:
+    steps, seconds = (result.num_steps, round(result.seconds, 1)) if result else (0, 0.0)
+    return {"what": what, "arm": arm, "seed": seed, "steps": steps, "seconds": seconds}
+
+
+def _shares(row: Row, full: Row) -> Row:
+    """Return a row's losses as multiples of full attention's."""
+    names = [name for name in full if name.endswith("_loss")]
+    return {f"{name}_of_full": row[name] / full[name] for name in names}

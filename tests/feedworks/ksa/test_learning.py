@@ -1,0 +1,89 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from feedworks.ksa import learning
+from feedworks.ksa.learn_bench import learn, table
+from feedworks.ksa.recall import out_of_reach
+
+SMALL = {"width": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_width": 8, "hidden": 24}
+
+
+def small(plan, **stage):
+    model = replace(plan.model, **SMALL, chunk=4, window=1)
+    return plan._replace(model=model, stage=replace(plan.stage, **stage))
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory):
+    out = tmp_path_factory.mktemp("books")
+    plan = small(learning.books_plan(20), seq_len=64)._replace(vocab_size=300, max_rows=4)
+    return list(learning.books("synthetic", out, plan, arms=["full", "ksa", "window"])), out, plan
+
+
+def test_recall_trains_every_attention_on_the_same_rows(tmp_path):
+    plan = small(learning.recall_plan(5))._replace(num_measured=4)
+    rows = list(learning.recall(tmp_path, plan, arms=["full", "ksa"]))
+    assert [row["arm"] for row in rows] == ["full", "ksa"]
+    assert all(0 <= row["accuracy"] <= 1 and row["steps"] == 5 for row in rows)
+    # A run that is done is not done again.
+    again = list(learning.recall(tmp_path, plan, arms=["full", "ksa"]))
+    assert [row["accuracy"] for row in again] == [row["accuracy"] for row in rows]
+
+
+def test_the_needle_of_the_plan_lies_beyond_all_windows_together():
+    plan = learning.recall_plan()
+    model = plan.model
+    assert model.full_every == 0
+    gap = plan.tasks[-1].gap
+    assert gap >= out_of_reach(num_layers=model.num_layers, window=model.window, chunk=model.chunk)
+    assert plan.tasks[-1].least_gap is None
+
+
+def test_the_books_give_each_loss_and_its_share_of_full_attention(books):
+    rows, _, _ = books
+    full, *others = rows
+    assert full["valid_loss_of_full"] == full["test_loss_of_full"] == 1
+    for row in others:
+        assert row["valid_loss"] == pytest.approx(row["valid_loss_of_full"] * full["valid_loss"])
+        assert row["steps"] == full["steps"] == 20
+
+
+def test_a_conversion_begins_where_the_books_ended_and_takes_a_fifth_of_the_steps(books):
+    (full, *_), out, plan = books
+    rows = list(learning.conversion("synthetic", out, plan))
+    assert [row["arm"] for row in rows] == ["full", "untrained", "distil", "anneal"]
+    assert rows[0]["valid_loss"] == full["valid_loss"]
+    assert sum(row.get("share_of_steps", 0) for row in rows) <= 0.2
+    model = learning.load(out / "converted-0")
+    assert not model.config.summary_projections
+    assert all(torch.isfinite(x).all() for x in model.state_dict().values())
+
+
+def test_the_command_writes_a_row_for_each_model(tmp_path):
+    arguments = [
+        "--what",
+        "recall",
+        "--out",
+        str(tmp_path),
+        "--steps",
+        "1",
+        "--arm",
+        "chunk",
+        "--threads",
+        "1",
+    ]
+    result = CliRunner().invoke(learn, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert len((tmp_path / "recall.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_table_has_every_field_once():
+    assert table([{"a": 1}, {"a": 0.5, "b": "x"}]).splitlines() == [
+        "| a | b |",
+        "| --- | --- |",
+        "| 1 |  |",
+        "| 0.5 | x |",
+    ]
