@@ -40,26 +40,19 @@ def pipeline(
     data = corpus | {"needles": hidden.output}
     trains = data | settings | {"num_gpus": num_gpus}
 
-    mode = component.choose_mode(**settings)
-    _resources(mode, cpu="100m", memory="1Gi")
-    with dsl.If(mode.output == "convert", name="convert"):
-        base = component.make_base(**trains)
-        distilled = component.distil(base=base.output, **trains)
-        annealed = component.anneal(distilled=distilled.output, **trains)
-        converted = component.extend(trained=annealed.output, **trains)
-    with dsl.Else(name="from-scratch"):
-        scratch = component.pretrain(**trains)
-        longer = component.extend(trained=scratch.output, **trains)
-    trained = {"trained": dsl.OneOf(converted.output, longer.output)}
-    first = dsl.OneOf(base.output, scratch.output)
+    pretrained = component.pretrain(**trains)
+    distilled = component.distil(pretrained=pretrained.output, **trains)
+    annealed = component.anneal(distilled=distilled.output, **trains)
+    extended = component.extend(annealed=annealed.output, **trains)
+    trained = {"extended": extended.output}
     others = component.choose_baselines(**settings)
     _resources(others, cpu="100m", memory="1Gi")
     with dsl.ParallelFor(others.output, name="baselines", parallelism=2) as attention:
         baseline = component.train_baseline(attention=attention, **trains)
-    for task in (base, distilled, annealed, converted, scratch, longer, baseline):
+    for task in (pretrained, distilled, annealed, extended, baseline):
         on_gpu(task)
 
-    models = trained | {"first": first, "baselines": dsl.Collected(baseline.output)}
+    models = trained | {"pretrained": pretrained.output, "baselines": dsl.Collected(baseline.output)}
     evaluated = component.evaluate(**data, **models, **settings)
     on_gpu(evaluated)
     evaluation = {"evaluation": evaluated.outputs["evaluation"]}

@@ -39,10 +39,15 @@ def run(data_dir: Path, out_dir: Path, cfg: KsaConfig) -> dict[str, float]:
     corpus, needles, evaluation, model = (
         work / name for name in ("corpus", "needles", "evaluation", "model")
     )
+    first, distilled, annealed, trained = (
+        work / name for name in ("pretrained", "distilled", "annealed", "extended")
+    )
     once(corpus, steps.prepare_corpus, data_dir, corpus, cfg)
     once(needles, steps.make_needles, corpus, needles, cfg)
-    make = _converted if cfg.mode == "convert" else _scratch
-    first, trained = make(work, corpus, needles, cfg)
+    once(first, steps.pretrain, corpus, needles, first, cfg)
+    once(distilled, steps.distil, corpus, needles, first, distilled, cfg)
+    once(annealed, steps.anneal, corpus, needles, distilled, annealed, cfg)
+    once(trained, steps.extend, corpus, needles, annealed, trained, cfg)
     baselines = []
     for arm in trained_baselines(cfg):
         baselines.append(work / "baselines" / arm)
@@ -57,26 +62,6 @@ def run(data_dir: Path, out_dir: Path, cfg: KsaConfig) -> dict[str, float]:
             shutil.rmtree(other, ignore_errors=True)
     metrics: dict[str, float] = read_json(evaluation / "metrics.json")
     return metrics
-
-
-def _scratch(work: Path, corpus: Path, needles: Path, cfg: KsaConfig) -> tuple[Path, Path]:
-    """What is trained from scratch, and what became of it on longer rows."""
-    pretrained, extended = work / "pretrained", work / "extended"
-    once(pretrained, steps.pretrain, corpus, needles, pretrained, cfg)
-    once(extended, steps.extend, corpus, needles, pretrained, extended, cfg)
-    return pretrained, extended
-
-
-def _converted(work: Path, corpus: Path, needles: Path, cfg: KsaConfig) -> tuple[Path, Path]:
-    """The full-attention base, and what the three stages made of it."""
-    base, distilled, annealed, extended = (
-        work / name for name in ("base", "distilled", "annealed", "extended")
-    )
-    once(base, steps.make_base, corpus, needles, base, cfg)
-    once(distilled, steps.distil, corpus, needles, base, distilled, cfg)
-    once(annealed, steps.anneal, corpus, needles, distilled, annealed, cfg)
-    once(extended, steps.extend, corpus, needles, annealed, extended, cfg)
-    return base, extended
 
 
 def _checkpoint(cfg: KsaConfig) -> list[Path]:

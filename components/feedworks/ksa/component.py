@@ -49,28 +49,20 @@ def make_needles(
     needles.metadata.update(made._asdict())
 
 
-@dsl.component(base_image=images.CPU, install_kfp_package=False)
-def choose_mode(preset: str, overrides: list[str]) -> str:
-    """Say how the model is made: pretrain or convert."""
-    from feedworks.ksa import config
-
-    return config.resolve(preset, overrides).mode
-
-
 @dsl.component(base_image=images.GPU, install_kfp_package=False)
-def make_base(
+def pretrain(
     preset: str,
     overrides: list[str],
     num_gpus: int,
     corpus: dsl.Input[dsl.Dataset],
     needles: dsl.Input[dsl.Dataset],
-    base: dsl.Output[dsl.Model],
+    pretrained: dsl.Output[dsl.Model],
 ) -> None:
-    """Take the full-attention checkpoint that is converted, or train one."""
+    """Train the model from scratch, or bring the full-attention one that is converted."""
     from feedworks.launch import run_step
 
-    paths = [corpus.path, needles.path, base.path]
-    run_step("ksa", "make_base", paths, (preset, overrides), num_processes=num_gpus)
+    paths = [corpus.path, needles.path, pretrained.path]
+    run_step("ksa", "pretrain", paths, (preset, overrides), num_processes=num_gpus)
 
 
 @dsl.component(base_image=images.GPU, install_kfp_package=False)
@@ -80,13 +72,13 @@ def distil(
     num_gpus: int,
     corpus: dsl.Input[dsl.Dataset],
     needles: dsl.Input[dsl.Dataset],
-    base: dsl.Input[dsl.Model],
+    pretrained: dsl.Input[dsl.Model],
     distilled: dsl.Output[dsl.Model],
 ) -> None:
-    """Conversion 1: give the base summary attention and train the summaries to do what it did."""
+    """Conversion 1: the summaries learn to do what full attention did; a model from scratch passes."""
     from feedworks.launch import run_step
 
-    paths = [corpus.path, needles.path, base.path, distilled.path]
+    paths = [corpus.path, needles.path, pretrained.path, distilled.path]
     run_step("ksa", "distil", paths, (preset, overrides), num_processes=num_gpus)
 
 
@@ -100,27 +92,11 @@ def anneal(
     distilled: dsl.Input[dsl.Model],
     annealed: dsl.Output[dsl.Model],
 ) -> None:
-    """Conversion 2: train all weights while the summaries' own projections fade away."""
+    """Conversion 2: the summaries' own projections fade away; a model from scratch passes."""
     from feedworks.launch import run_step
 
     paths = [corpus.path, needles.path, distilled.path, annealed.path]
     run_step("ksa", "anneal", paths, (preset, overrides), num_processes=num_gpus)
-
-
-@dsl.component(base_image=images.GPU, install_kfp_package=False)
-def pretrain(
-    preset: str,
-    overrides: list[str],
-    num_gpus: int,
-    corpus: dsl.Input[dsl.Dataset],
-    needles: dsl.Input[dsl.Dataset],
-    pretrained: dsl.Output[dsl.Model],
-) -> None:
-    """Train a model with summary attention from scratch."""
-    from feedworks.launch import run_step
-
-    paths = [corpus.path, needles.path, pretrained.path]
-    run_step("ksa", "pretrain", paths, (preset, overrides), num_processes=num_gpus)
 
 
 @dsl.component(base_image=images.GPU, install_kfp_package=False)
@@ -130,13 +106,13 @@ def extend(
     num_gpus: int,
     corpus: dsl.Input[dsl.Dataset],
     needles: dsl.Input[dsl.Dataset],
-    trained: dsl.Input[dsl.Model],
+    annealed: dsl.Input[dsl.Model],
     extended: dsl.Output[dsl.Model],
 ) -> None:
-    """Train on longer texts with a larger base of the rotary positions."""
+    """Train on longer texts with a larger base of the rotary positions, if the settings say so."""
     from feedworks.launch import run_step
 
-    paths = [corpus.path, needles.path, trained.path, extended.path]
+    paths = [corpus.path, needles.path, annealed.path, extended.path]
     run_step("ksa", "extend", paths, (preset, overrides), num_processes=num_gpus)
 
 
@@ -172,8 +148,8 @@ def evaluate(
     overrides: list[str],
     corpus: dsl.Input[dsl.Dataset],
     needles: dsl.Input[dsl.Dataset],
-    trained: dsl.Input[dsl.Model],
-    first: dsl.Input[dsl.Model],
+    extended: dsl.Input[dsl.Model],
+    pretrained: dsl.Input[dsl.Model],
     baselines: dsl.Input[list[dsl.Model]],
     evaluation: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
@@ -186,7 +162,7 @@ def evaluate(
     from feedworks.ksa import config, steps
     from feedworks.metrics.scalars import loggable
 
-    made = (Path(corpus.path), Path(needles.path), Path(trained.path), Path(first.path))
+    made = (Path(corpus.path), Path(needles.path), Path(extended.path), Path(pretrained.path))
     others = [Path(each.path) for each in baselines]
     found = steps.evaluate(*made, others, Path(evaluation.path), config.resolve(preset, overrides))
     metrics.metadata.update(loggable(found.metrics))
@@ -208,7 +184,7 @@ def package(
     preset: str,
     overrides: list[str],
     corpus: dsl.Input[dsl.Dataset],
-    trained: dsl.Input[dsl.Model],
+    extended: dsl.Input[dsl.Model],
     evaluation: dsl.Input[dsl.Artifact],
     model: dsl.Output[dsl.Model],
 ) -> None:
@@ -217,6 +193,6 @@ def package(
 
     from feedworks.ksa import config, steps
 
-    made = (Path(corpus.path), Path(trained.path), Path(evaluation.path))
+    made = (Path(corpus.path), Path(extended.path), Path(evaluation.path))
     packaged = steps.package(*made, Path(model.path), config.resolve(preset, overrides))
     model.metadata["tag"] = packaged.tag

@@ -149,21 +149,7 @@ def paper() -> KsaConfig:
     Chunk, window, ratio, optimiser and the weights of the losses are published, the steps of the conversion
     are not; a length extension has 1,600 steps of 240 rows in the recipe from scratch.
     """
-    training = TrainConfig(
-        epochs=10,
-        batch_size=240,
-        lr=1e-5,
-        weight_decay=0.01,
-        betas=(0.9, 0.95),
-        warmup_steps=100,
-        schedule="wsd",
-        decay_steps=100,
-        min_lr_ratio=0.01,
-        grad_clip=1.0,
-        precision="bf16-mixed",
-        strategy="fsdp",
-        accumulate=30,
-    )
+    training = _published()
     model = ModelConfig(
         width=2560,
         num_layers=36,
@@ -190,10 +176,34 @@ def paper() -> KsaConfig:
         extend=ExtendConfig(lengths=(32768, 65536, 131072), training=training, **rows),
         baselines=(),
         evaluation=EvaluationConfig(
-            seq_len=131_072, buckets=(1024, 8192, 32768, 65536), max_rows=32, batch_size=1, max_new_tokens=128
+            seq_len=131_072,
+            buckets=(1024, 8192, 32768, 65536),
+            max_rows=32,
+            batch_size=1,
+            max_new_tokens=128,
+            decode_tokens=2300,
         ),
         gate=GateConfig(max_decode_error=0.5),
         package=PackageConfig(max_context=131_072, max_streams=16, max_new_tokens=8192, dtype="bfloat16"),
+    )
+
+
+def _published() -> TrainConfig:
+    """The optimiser of the published scripts, for a later stage."""
+    return TrainConfig(
+        epochs=10,
+        batch_size=240,
+        lr=1e-5,
+        weight_decay=0.01,
+        betas=(0.9, 0.95),
+        warmup_steps=100,
+        schedule="wsd",
+        decay_steps=100,
+        min_lr_ratio=0.01,
+        grad_clip=1.0,
+        precision="bf16-mixed",
+        strategy="fsdp",
+        accumulate=30,
     )
 
 

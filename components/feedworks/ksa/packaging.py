@@ -176,6 +176,17 @@ def _card(tag: str, config: KsaConfig, metrics: Mapping[str, float]) -> ModelCar
             "What it says may be false; it was not tuned to follow instructions.",
         ],
         facts={name: str(value) for name, value in flatten(config).items()},
-        metrics={"measured": dict(metrics)} if metrics else {},
+        metrics=_results(metrics),
         files=FILES,
     )
+
+
+def _results(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Attention -> loss, perplexity and needles, of the many metrics of a run."""
+    found: dict[str, dict[str, float]] = {}
+    for key, value in metrics.items():
+        group, _, rest = key.partition("/")
+        arm, _, name = rest.partition("/")
+        if group in ("heldout", "needle") and "/" not in name:
+            found.setdefault(arm, {})[f"{group} {name}"] = value
+    return found

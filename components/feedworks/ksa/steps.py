@@ -30,9 +30,9 @@ from feedworks.ksa.mixing import training_source
 from feedworks.ksa.model import Qwen3KsaForCausalLM
 from feedworks.ksa.needles import Haystack, read_needles, write_needles
 from feedworks.ksa.needles import make_needles as hide
+from feedworks.ksa.packaging import write_package
 from feedworks.ksa.report import write_report
 from feedworks.ksa.settings import StageConfig
-from feedworks.papers import PAPERS
 from feedworks.progress import say
 from feedworks.storage import atomic_folder, read_json, write_json
 from feedworks.training.loop import FitResult
@@ -132,29 +132,16 @@ def make_needles(corpus: Path, out_dir: Path, cfg: KsaConfig) -> Hidden:
 
 
 def pretrain(corpus: Path, needles: Path, out_dir: Path, cfg: KsaConfig) -> Trained:
-    """Train a model with summary attention from scratch.
+    """Train the model from scratch, or bring what a conversion starts from.
 
-    Raises:
-        ModelError: training broke down.
-    """
-    return _from_scratch(OURS, corpus, needles, out_dir, cfg)
-
-
-def train_baseline(corpus: Path, needles: Path, out_dir: Path, cfg: KsaConfig) -> Trained:
-    """Train the first of the baselines like `pretrain`, on the same batches.
-
-    Raises:
-        ModelError: training broke down.
-    """
-    return _from_scratch(cfg.baselines[0], corpus, needles, out_dir, cfg)
-
-
-def make_base(corpus: Path, needles: Path, out_dir: Path, cfg: KsaConfig) -> Trained:
-    """Copy the Qwen3 checkpoint that is converted, or train a full-attention model and write it as one.
+    That is the Qwen3 checkpoint of `base.folder`, copied, or a full-attention model that is trained here and
+    written as one.
 
     Raises:
         ModelError: `base.folder` holds no checkpoint, or training broke down.
     """
+    if cfg.mode == "pretrain":
+        return _from_scratch(OURS, corpus, needles, out_dir, cfg)
     if not cfg.base.folder:
         return _from_scratch(FULL, corpus, needles, out_dir, cfg)
     given = Path(cfg.base.folder)
@@ -169,13 +156,26 @@ def make_base(corpus: Path, needles: Path, out_dir: Path, cfg: KsaConfig) -> Tra
     return Trained(0, None)
 
 
+def train_baseline(corpus: Path, needles: Path, out_dir: Path, cfg: KsaConfig) -> Trained:
+    """Train the first of the baselines like `pretrain`, on the same batches.
+
+    Raises:
+        ModelError: training broke down.
+    """
+    return _from_scratch(cfg.baselines[0], corpus, needles, out_dir, cfg)
+
+
 def distil(corpus: Path, needles: Path, base: Path, out_dir: Path, cfg: KsaConfig) -> Trained:
     """Stage 1 of a conversion: the base gets summaries, which learn to do what full attention did.
+
+    A model from scratch is passed on as it is; so the pipeline is the same for both.
 
     Raises:
         ConfigError: the base and the settings do not fit.
         ModelError: the base cannot be read, or training broke down.
     """
+    if cfg.mode == "pretrain":
+        return _passed_on(base, out_dir)
     seed_everything(cfg.seed)
     num_layers = int(read_json(base / CONFIG)["num_hidden_layers"])
     changed = sizes(OURS, cfg.model, num_layers) | {"max_position_embeddings": cfg.model.max_length}
@@ -189,9 +189,13 @@ def distil(corpus: Path, needles: Path, base: Path, out_dir: Path, cfg: KsaConfi
 def anneal(corpus: Path, needles: Path, distilled: Path, out_dir: Path, cfg: KsaConfig) -> Trained:
     """Stage 2: all weights train while the summaries' own projections fade away.
 
+    A model from scratch is passed on as it is.
+
     Raises:
         ModelError: the model cannot be read, or training broke down.
     """
+    if cfg.mode == "pretrain":
+        return _passed_on(distilled, out_dir)
     model = load(distilled)
     stage, rows = _seeded(cfg.anneal, cfg), _Rows(corpus, needles, cfg)
     state = _state(out_dir)
@@ -200,11 +204,13 @@ def anneal(corpus: Path, needles: Path, distilled: Path, out_dir: Path, cfg: Ksa
 
 
 def extend(corpus: Path, needles: Path, trained: Path, out_dir: Path, cfg: KsaConfig) -> Trained:
-    """Stage 3: longer rows, one length after the other; without lengths the model stays as it is.
+    """Stage 3: longer rows, one length after the other; without lengths the model is passed on as it is.
 
     Raises:
         ModelError: the model cannot be read, or training broke down.
     """
+    if not cfg.extend.lengths:
+        return _passed_on(trained, out_dir)
     model, rows = load(trained), _Rows(corpus, needles, cfg)
     found = stages.extend(
         model,
@@ -271,22 +277,14 @@ def passes_gate(evaluation: Path, cfg: KsaConfig) -> bool:
 
 
 def package(corpus: Path, trained: Path, evaluation: Path, out_dir: Path, cfg: KsaConfig) -> Packaged:
-    """One folder with all that serving needs, and a model card."""
+    """One folder with all that serving needs, and a model card.
+
+    Raises:
+        ModelError: the model has fewer tokens than the tokenizer.
+    """
     metrics = read_json(evaluation / "metrics.json")
-    service = cfg.package
-    limits = {
-        "max_context": service.max_context,
-        "max_streams": service.max_streams,
-        "max_queue": service.max_queue,
-        "max_new_tokens": service.max_new_tokens,
-        "dtype": service.dtype,
-    }
     with atomic_folder(out_dir) as folder:
-        return Packaged(
-            PAPERS["ksa"]
-            .part("packaging")
-            .write_package(folder, trained, corpus / TOKENIZER, limits, metrics)
-        )
+        return Packaged(write_package(folder, trained, corpus / TOKENIZER, cfg, metrics))
 
 
 class _Rows:
@@ -335,6 +333,12 @@ def _finish(
     shutil.rmtree(_state(out_dir), ignore_errors=True)
     num_steps = sum(result.num_steps for result in results.values())
     return Trained(num_steps, list(histories.values())[-1][-1][LOSS] if histories else None)
+
+
+def _passed_on(source: Path, out_dir: Path) -> Trained:
+    with atomic_folder(out_dir) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+    return Trained(0, None)
 
 
 def _seeded(stage: StageT, cfg: KsaConfig) -> StageT:
