@@ -118,10 +118,10 @@ def extend(
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
 def choose_baselines(preset: str, overrides: list[str]) -> list[str]:
-    """The other attentions that are trained beside."""
+    """The other attentions that are trained beside; one empty name for none, as a loop needs a turn."""
     from feedworks.ksa import config
 
-    return config.trained_baselines(config.resolve(preset, overrides))
+    return config.trained_baselines(config.resolve(preset, overrides)) or [""]
 
 
 @dsl.component(base_image=images.GPU, install_kfp_package=False)

@@ -159,9 +159,15 @@ def pretrain(corpus: Path, needles: Path, out_dir: Path, cfg: KsaConfig) -> Trai
 def train_baseline(corpus: Path, needles: Path, out_dir: Path, cfg: KsaConfig) -> Trained:
     """Train the first of the baselines like `pretrain`, on the same batches.
 
+    Without any the folder holds no model: kfp's local runner cannot collect what a loop without turns made.
+
     Raises:
         ModelError: training broke down.
     """
+    if not cfg.baselines:
+        with atomic_folder(out_dir) as folder:
+            write_json(folder / TRAINING, {})
+        return Trained(0, None)
     return _from_scratch(cfg.baselines[0], corpus, needles, out_dir, cfg)
 
 
@@ -241,7 +247,7 @@ def evaluate(
         needles: folder of the needles.
         trained: the model.
         first: what it was made from; of a conversion the base, which stands for full attention.
-        baselines: other attentions.
+        baselines: other attentions; folders without a model are left out.
         out_dir: where.
         cfg: of the run.
 
@@ -249,7 +255,8 @@ def evaluate(
         DataError: a held-out split is too short.
         ModelError: a model cannot be read, or gives logits that are not finite.
     """
-    others = [first, *baselines] if cfg.mode == "convert" else list(baselines)
+    others = [folder for folder in baselines if (folder / CONFIG).is_file()]
+    others = [first, *others] if cfg.mode == "convert" else others
     folders = {OURS: trained} | {_arm(folder): folder for folder in others}
     models: dict[str, Callable[[], Qwen3KsaForCausalLM]] = {
         arm: partial(_for_use, folder) for arm, folder in folders.items()
