@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from feedworks.ksa.cache import KsaCache
 
 RATE_WINDOW_S = 1.0
+# Adding up the bytes of 32 sequences in 36 layers takes a millisecond, a tenth of a step on a GPU.
+COUNT_EVERY_S = 0.2
 
 _log = logging.getLogger(__name__)
 
@@ -119,6 +121,7 @@ class Engine:
         self._open_jobs = 0
         self._closing = False
         self._rate = _Rate()
+        self._counted_s = 0.0
         self._count()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
@@ -172,7 +175,8 @@ class Engine:
                 outcomes = self._scheduler.step()
                 end_s = time.perf_counter()
                 self._deliver(outcomes)
-                self._count()
+                if end_s - self._counted_s > COUNT_EVERY_S:
+                    self._count()
                 num_tokens = sum(piece.token is not None for _, piece in outcomes)
                 if num_tokens:
                     self._counters.generated_tokens.inc(num_tokens)
@@ -194,6 +198,7 @@ class Engine:
         """Take what came in; wait where there is nothing to do. False at the end."""
         with self._news:
             while not (self._closing or self._added or self._cancelled or self._scheduler.busy):
+                self._count()
                 self._counters.tokens_per_s.set(0)
                 self._news.wait()
                 self._rate = _Rate()
@@ -209,8 +214,6 @@ class Engine:
                 self._scheduler.cancel(work)
                 self._forget(work)
         self._added, self._cancelled = [], []
-        if not self._scheduler.busy:
-            self._count()
 
     def _forget(self, work: Work) -> tuple[Ticket, int]:
         """Let go of a job that is done."""
@@ -236,6 +239,7 @@ class Engine:
             pieces[0][0].give(pieces)
 
     def _count(self) -> None:
+        self._counted_s = time.perf_counter()
         load = self.load()
         self._counters.waiting.set(load.waiting)
         self._counters.running.set(load.running)

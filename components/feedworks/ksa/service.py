@@ -90,7 +90,6 @@ class KsaService:
 def answering_for(loaded: Loaded) -> Answering:
     """Allocate the cache of a model, warm it up and start its engine."""
     model, limits = loaded.model, loaded.limits
-    # The last token of an answer is never read.
     cache = KsaCache(
         model.config, limits.max_streams, limits.max_context, dtype=model.dtype, device=model.device
     )
