@@ -16,6 +16,7 @@ PORT ?= 3000
 JOBS ?= 2
 BENCH_recochain := decode
 BENCH_mari := layer
+BENCH_ksa := cache
 
 .PHONY: help demo test test-slow check format compile serve bench clean
 
