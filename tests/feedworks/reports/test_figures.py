@@ -131,3 +131,12 @@ def test_a_users_own_style_changes_nothing():
     with matplotlib.rc_context({"xtick.major.size": 20, "font.size": 30, "axes.grid": False}):
         assert figures.histogram("t", [1, 2, 2]) == plain
         assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_a_heat_map_writes_each_share_and_leaves_gaps():
+    cells = [[0.0, 1.0], [0.256, None], [float("nan"), 0.5]]
+    figure = figures.heat_map("t", cells, rows=["a", "b", "c"], columns=["x", "y"], x_label="tokens")
+    assert {"0", "100", "26", "50", "a", "b", "c", "x", "y", "tokens"} <= set(_texts(figure.svg))
+    boxes = [path for path in _paths(figure.svg, "series-1") if len(path) == 4]
+    assert len(boxes) == 4
+    assert "no data" in _texts(figures.heat_map("t", [[None]], rows=["a"], columns=["x"]).svg)
