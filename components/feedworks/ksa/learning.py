@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,19 +24,19 @@ from feedworks.errors import ConfigError
 from feedworks.ksa import stages
 from feedworks.ksa.arms import ARMS, FULL, OURS, Arm, architecture, sizes
 from feedworks.ksa.checkpoint import as_qwen3, from_qwen3, load, save
-from feedworks.ksa.corpus import TokenFile, fit_tokenizer, tokenise
-from feedworks.ksa.data import TextBatch, Windows, epochs
+from feedworks.ksa.corpus import SMALLEST_VOCABULARY, TokenFile, fit_tokenizer, tokenise
+from feedworks.ksa.data import TextBatch, Windows
 from feedworks.ksa.heldout import heldout_loss, rows_of
-from feedworks.ksa.losses import token_terms
 from feedworks.ksa.model import Qwen3KsaForCausalLM
 from feedworks.ksa.recall import RecallTask, out_of_reach, recall_accuracy, recall_batch
-from feedworks.ksa.settings import AnnealConfig, DistilConfig, ModelConfig, StageConfig
+from feedworks.ksa.settings import AnnealConfig, DistilConfig, ModelConfig, PretrainConfig, StageConfig
 from feedworks.progress import say
-from feedworks.training.loop import FitResult, fit
+from feedworks.training.loop import FitResult
 from feedworks.training.seed import mix, seed_everything
 from feedworks.training.settings import TrainConfig, seeded
 
 Row = dict[str, Any]
+StageT = TypeVar("StageT", bound=StageConfig)
 DISTIL_SHARE, ANNEAL_SHARE = 0.05, 0.15  # of the steps that made the full-attention model
 _TRAINING = TrainConfig(
     epochs=1,
@@ -72,19 +72,17 @@ class BooksPlan(NamedTuple):
 
     Attributes:
         model: sizes.
-        stage: steps and optimiser.
-        raw_share: of the steps, the first ones, in which every attention reads all text raw. From scratch a
-            small model with summaries learns more slowly than one without.
-        vocab_size: of the tokenizer.
+        stage: steps and optimiser; every attention reads all text raw in the first steps, as
+            `full_share` says. From scratch a small model with summaries learns more slowly than one without.
+        vocab_size: of the tokenizer; the least there is makes a token of every byte.
         max_rows: rows of validation and of test, each.
         distil_lr: peak rate of the conversion's first stage, which trains the summaries alone.
         anneal_lr: of its second.
     """
 
     model: ModelConfig
-    stage: StageConfig
-    raw_share: float = 0.5
-    vocab_size: int = 1024
+    stage: PretrainConfig
+    vocab_size: int = SMALLEST_VOCABULARY
     max_rows: int = 128
     distil_lr: float = 2e-3
     anneal_lr: float = 5e-4
@@ -122,8 +120,8 @@ def recall_plan(num_steps: int = 3000) -> RecallPlan:
     )
 
 
-def books_plan(num_steps: int = 2000) -> BooksPlan:
-    """Four layers whose windows hold 16 tokens, none that reads all; rows of 512."""
+def books_plan(num_steps: int = 1000) -> BooksPlan:
+    """Bytes; four layers whose windows hold 32 of them, none that reads all; rows of 512."""
     model = ModelConfig(
         width=192,
         num_layers=4,
@@ -131,12 +129,13 @@ def books_plan(num_steps: int = 2000) -> BooksPlan:
         num_kv_heads=3,
         head_width=64,
         hidden=512,
-        window=1,
+        window=3,
         full_every=0,
         max_length=512,
     )
-    training = replace(_TRAINING, batch_size=4, lr=2e-3, precision="bf16-mixed")
-    return BooksPlan(model, StageConfig(seq_len=512, steps_per_epoch=num_steps, training=training))
+    training = replace(_TRAINING, batch_size=6, lr=2e-3, precision="bf16-mixed")
+    stage = PretrainConfig(seq_len=512, steps_per_epoch=num_steps, training=training, full_share=0.5)
+    return BooksPlan(model, stage)
 
 
 def recall(
@@ -286,29 +285,9 @@ def _from_scratch(
     model = _fresh(arm, plan.model, seed, vocab_size=text.vocab_size)
     stage = _seeded(plan.stage, seed)
     rows = Windows(text.training, stage.seq_len, stage.training.seed)
-    result = _trained(model, rows, stage, out_dir / "state" / f"{arm}-{seed}", plan.raw_share)
+    result = stages.pretrain(model, rows, stage, out_dir / "state" / f"{arm}-{seed}").result
     save(model, out_dir / f"{arm}-{seed}")
     return load(out_dir / f"{arm}-{seed}"), result
-
-
-def _trained(
-    model: Qwen3KsaForCausalLM, rows: Windows, stage: StageConfig, state_dir: Path, raw_share: float
-) -> FitResult:
-    """Train in place. A run that is done gives its weights back at once."""
-    num_raw = int(raw_share * stage.num_steps)
-
-    def loss(module: Any, batch: TextBatch) -> dict[str, Tensor]:
-        states_BTD = module.model.text_states(batch.input_ids_BT, full=batch.step < num_raw)
-        return {"loss": token_terms(states_BTD, module.lm_head.weight, batch.label_BT).lm}
-
-    return fit(
-        model,
-        batches=epochs(rows, stage.training.batch_size, stage.steps_per_epoch),
-        num_batches=stage.steps_per_epoch,
-        loss=loss,
-        config=stage.training,
-        state_dir=state_dir / f"raw-{num_raw}",
-    )
 
 
 def _conversion_stages(plan: BooksPlan, seed: int) -> tuple[DistilConfig, AnnealConfig]:
@@ -335,7 +314,7 @@ def _fresh(arm: Arm, model: ModelConfig, seed: int, *, vocab_size: int) -> Qwen3
     return Qwen3KsaForCausalLM(architecture(arm, model, vocab_size=vocab_size))
 
 
-def _seeded(stage: StageConfig, seed: int) -> StageConfig:
+def _seeded(stage: StageT, seed: int) -> StageT:
     return replace(stage, training=seeded(stage.training, seed))
 
 
