@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import torch
 
-from feedworks.errors import ConfigError
+from feedworks.errors import FeedworksError
 from feedworks.ksa.arms import ARMS, Arm
 from feedworks.ksa.learning import Row, books, books_plan, conversion, recall, recall_plan
 from feedworks.metrics.latency import print_rows
@@ -45,14 +45,17 @@ def learn(
     if threads is not None:
         torch.set_num_threads(threads)
     if what != "recall" and data is None:
-        raise ConfigError(f"--what {what} needs --data, a folder of books")
+        raise click.UsageError(f"--what {what} needs --data, a folder of books")
     out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
-    for row in _rows(what, data or "", out, list(arms) or list(_ORDER), seeds, steps, full_every):
-        print_rows([row])
-        rows.append(row)
-        text = "".join(json.dumps(each) + "\n" for each in rows)
-        (out / f"{what}.jsonl").write_text(text, encoding="utf-8")
+    try:
+        for row in _rows(what, data or "", out, list(arms) or list(_ORDER), seeds, steps, full_every):
+            print_rows([row])
+            rows.append(row)
+            text = "".join(json.dumps(each) + "\n" for each in rows)
+            (out / f"{what}.jsonl").write_text(text, encoding="utf-8")
+    except FeedworksError as error:
+        raise click.ClickException(str(error)) from None
     click.echo(table(rows), err=True)
 
 

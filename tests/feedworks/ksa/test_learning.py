@@ -80,6 +80,16 @@ def test_the_command_writes_a_row_for_each_model(tmp_path):
     assert len((tmp_path / "recall.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("data", "message"), [((), "needs --data"), (("--data", "/nowhere"), "no such folder")]
+)
+def test_wrong_data_is_one_line(tmp_path, data, message):
+    result = CliRunner().invoke(learn, ["--what", "books", "--out", str(tmp_path), *data])
+    assert result.exit_code in (1, 2)
+    assert message in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
 def test_a_table_has_every_field_once():
     assert table([{"a": 1}, {"a": 0.5, "b": "x"}]).splitlines() == [
         "| a | b |",
