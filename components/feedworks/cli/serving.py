@@ -15,9 +15,7 @@ from feedworks.cli.runs import run_paper
 from feedworks.cli.summary import summary
 from feedworks.errors import ConfigError, ModelError
 from feedworks.papers import Paper
-from feedworks.serving.server import HOST, post_json, running_server, server_command
-
-MODEL_DIR = "FEEDWORKS_MODEL_DIR"
+from feedworks.serving.server import HOST, MODEL_DIR, post_json, running_server, server_command
 
 
 @click.command()

@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 import bentoml
 import torch
 
+from feedworks.serving.server import MODEL_DIR
+from feedworks.serving.service import NUM_THREADS
+
 MAX_BATCH = int(os.environ.get("FEEDWORKS_STREAMS", "32"))
 
 
@@ -55,8 +58,8 @@ class StaticBatches:
     def __init__(self) -> None:
         from transformers import Qwen3ForCausalLM
 
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        folder = Path(os.environ["FEEDWORKS_MODEL_DIR"])
+        torch.set_num_threads(NUM_THREADS)
+        folder = Path(os.environ[MODEL_DIR])
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = Qwen3ForCausalLM.from_pretrained(folder).eval().to(self.device)
         self.waiting: queue.Queue[_Waiting] = queue.Queue()

@@ -8,19 +8,16 @@ and a cache of its own and $OMP_NUM_THREADS threads of torch; both default to 1.
 
 from __future__ import annotations
 
-import gc
-import logging
 import os
 from dataclasses import replace
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 import bentoml
 import torch
 from bentoml.exceptions import BentoMLException
 
-from feedworks.errors import ConfigError, FeedworksError
+from feedworks.errors import ConfigError
 from feedworks.ksa.answering import Answering
 from feedworks.ksa.api import Api
 from feedworks.ksa.cache import KsaCache
@@ -30,12 +27,9 @@ from feedworks.ksa.protocol import Generated, GenerateRequest, RequestError
 from feedworks.ksa.settings import PackageConfig
 from feedworks.serving.ahead import Ahead
 from feedworks.serving.limits import App
+from feedworks.serving.service import NUM_THREADS, SETTINGS, model_folder, require_model, settle, stored
 
-MODEL_DIR = "FEEDWORKS_MODEL_DIR"
-MODEL_TAG = "ksa:latest"
 STREAMS, CONTEXT = "FEEDWORKS_STREAMS", "FEEDWORKS_CONTEXT"
-NUM_WORKERS = int(os.environ.get("FEEDWORKS_WORKERS", "1"))
-NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
 
 
 class _Refused(BentoMLException):
@@ -46,31 +40,24 @@ class _Refused(BentoMLException):
         self.error_code = HTTPStatus(error.status)
 
 
-@bentoml.service(workers=NUM_WORKERS, logging={"access": {"enabled": False}})
+@bentoml.service(**SETTINGS)
 class KsaService:
     """Continues texts, for many clients at once; clients for OpenAI's API work with /v1."""
 
-    if MODEL_DIR not in os.environ:
-        stored_model = bentoml.models.BentoModel(MODEL_TAG)
+    stored_model = stored("ksa:latest")
 
     @bentoml.on_deployment
     @staticmethod
     def check_model() -> None:
-        """End the server with one line if the model cannot be loaded; it would restart workers for ever."""
-        if MODEL_DIR in os.environ:
-            try:
-                limits_here(load_package(Path(os.environ[MODEL_DIR]), "cpu").limits)
-            except FeedworksError as error:
-                raise SystemExit(f"Error: model {os.environ[MODEL_DIR]}: {error}") from None
+        """End the server with one line if the model cannot be loaded."""
+        require_model(lambda folder: limits_here(load_package(folder, "cpu").limits))
 
     def __init__(self) -> None:
         torch.set_num_threads(NUM_THREADS)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        loaded = load_package(Path(os.environ.get(MODEL_DIR) or self.stored_model.path), device)
+        loaded = load_package(model_folder(self), device)
         self.answering = answering_for(loaded._replace(limits=limits_here(loaded.limits)))
-        logging.getLogger("bentoml._internal.server.http_app").addFilter(_is_our_fault)
-        gc.collect()
-        gc.freeze()  # one full collection with torch loaded takes up to 250 ms; now it skips what is loaded
+        settle()
 
     @bentoml.api
     async def generate(self, request: GenerateRequest, /) -> Generated:
@@ -134,9 +121,3 @@ def front(app: App) -> Api:
 # The decorator is typed as if it returned the class.
 _service: Any = KsaService
 _service.add_asgi_middleware(Ahead, front=front)
-
-
-def _is_our_fault(record: logging.LogRecord) -> bool:
-    """Keep traces of bad requests, which the framework logs as errors, out of the log."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not (isinstance(error, BentoMLException) and error.error_code < 500)

@@ -16,15 +16,15 @@ import torch
 from bentoml.validators import DType, Shape
 
 from feedworks.mari.serve_bench import WIDTH, Ranker, load_plain
+from feedworks.serving.server import MODEL_DIR
+from feedworks.serving.service import NUM_THREADS, SETTINGS
 
-NUM_WORKERS = int(os.environ.get("FEEDWORKS_WORKERS", "1"))
-SETTINGS = {"workers": NUM_WORKERS, "logging": {"access": {"enabled": False}}}
 Rows = Annotated[np.ndarray, Shape((-1, WIDTH)), DType("float32")]
 
 
 def _load() -> Ranker:
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    return load_plain(Path(os.environ["FEEDWORKS_MODEL_DIR"]))
+    torch.set_num_threads(NUM_THREADS)
+    return load_plain(Path(os.environ[MODEL_DIR]))
 
 
 @bentoml.service(**SETTINGS)

@@ -6,31 +6,23 @@ $FEEDWORKS_WORKERS processes answer, each with $OMP_NUM_THREADS threads of torch
 
 from __future__ import annotations
 
-import gc
-import logging
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import bentoml
 import numpy as np
 import torch
-from bentoml.exceptions import BentoMLException, InvalidArgument, ServiceUnavailable
+from bentoml.exceptions import InvalidArgument, ServiceUnavailable
 from pydantic import BaseModel, ConfigDict, Field
 
-from feedworks.errors import FeedworksError
 from feedworks.mari.request import Request, RequestError
 from feedworks.mari.scorer import MAX_ROWS, Scorer
 from feedworks.mari.scoring import Scoring, ScoringApp
 from feedworks.serving.ahead import Ahead
 from feedworks.serving.batching import OverloadedError
 from feedworks.serving.limits import App
+from feedworks.serving.service import NUM_THREADS, SETTINGS, model_folder, require_model, settle, stored
 
-MODEL_DIR = "FEEDWORKS_MODEL_DIR"
-MODEL_TAG = "mari:latest"
-NUM_WORKERS = int(os.environ.get("FEEDWORKS_WORKERS", "1"))
-NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
 # Longer calls would keep health checks and the sockets of other clients waiting.
 INLINE_WITHIN_S = 0.02
 
@@ -55,33 +47,26 @@ class Scored(BaseModel):
     model_tag: str
 
 
-@bentoml.service(workers=NUM_WORKERS, logging={"access": {"enabled": False}})
+@bentoml.service(**SETTINGS)
 class MariService:
     """Scores candidates for a user by a re-parameterised ranking model.
 
     Machines use POST /raw/score with the bytes of `feedworks.mari.wire`, which takes a tenth of the time.
     """
 
-    if MODEL_DIR not in os.environ:
-        stored_model = bentoml.models.BentoModel(MODEL_TAG)
+    stored_model = stored("mari:latest")
 
     @bentoml.on_deployment
     @staticmethod
     def check_model() -> None:
-        """End the server with one line if the model cannot be loaded; it would restart workers for ever."""
-        if MODEL_DIR in os.environ:
-            try:
-                Scorer.load(Path(os.environ[MODEL_DIR]))
-            except FeedworksError as error:
-                raise SystemExit(f"Error: model {os.environ[MODEL_DIR]}: {error}") from None
+        """End the server with one line if the model cannot be loaded."""
+        require_model(Scorer.load)
 
     def __init__(self) -> None:
         torch.set_num_threads(NUM_THREADS)
-        scorer = Scorer.load(Path(os.environ.get(MODEL_DIR) or self.stored_model.path))
+        scorer = Scorer.load(model_folder(self))
         self.scoring = Scoring(scorer, in_thread=_full_call_s(scorer) > INLINE_WITHIN_S)
-        logging.getLogger("bentoml._internal.server.http_app").addFilter(_is_our_fault)
-        gc.collect()
-        gc.freeze()  # one full collection with torch loaded takes up to 250 ms; now it skips what is loaded
+        settle()
 
     @bentoml.api
     async def score(self, query: Query, /) -> Scored:
@@ -124,9 +109,3 @@ def _full_call_s(scorer: Scorer) -> float:
         scorer.score([request.arrays])
         found.append(time.perf_counter() - start_s)
     return min(found)
-
-
-def _is_our_fault(record: logging.LogRecord) -> bool:
-    """Keep traces of bad requests, which the framework logs as errors, out of the log."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not (isinstance(error, BentoMLException) and error.error_code < 500)

@@ -10,9 +10,7 @@ $FEEDWORKS_WORKERS processes answer, each with $OMP_NUM_THREADS threads of torch
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib
-import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import bentoml
 import torch
-from bentoml.exceptions import BentoMLException, ServiceUnavailable
+from bentoml.exceptions import ServiceUnavailable
 from pydantic import BaseModel, Field, ValidationError
 
 from feedworks.errors import ConfigError, FeedworksError
@@ -34,12 +32,12 @@ from feedworks.serving.ahead import Ahead
 from feedworks.serving.batching import OverloadedError
 from feedworks.serving.limits import App, JsonLimits
 from feedworks.serving.route import JsonRoute
+from feedworks.serving.server import MODEL_DIR
+from feedworks.serving.service import NUM_THREADS, SETTINGS, model_folder, settle, stored
 
 if TYPE_CHECKING:
     from feedworks.features.reading import FeatureSource
 
-MODEL_DIR = "FEEDWORKS_MODEL_DIR"
-MODEL_TAG = "ocarm:latest"
 FEATURES = "FEEDWORKS_FEATURE_STORE"
 FEATURES_OPEN = "FEEDWORKS_FEATURE_STORE_OPEN"
 FEATURES_DEADLINE = "FEEDWORKS_FEATURE_DEADLINE_MS"
@@ -47,8 +45,6 @@ OPEN_SOURCE = "feedworks.features.reading:open_source"
 DEADLINES_MS = (1, 1000)
 MAX_BODY_BYTES = 4 << 20
 TIMEOUT_S = 30
-NUM_WORKERS = int(os.environ.get("FEEDWORKS_WORKERS", "1"))
-NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
 
 
 class View(BaseModel):
@@ -78,16 +74,11 @@ class Predictions(BaseModel):
     model_tag: str
 
 
-@bentoml.service(
-    workers=NUM_WORKERS,
-    traffic={"timeout": TIMEOUT_S},
-    logging={"access": {"enabled": False}},
-)
+@bentoml.service(**SETTINGS, traffic={"timeout": TIMEOUT_S})
 class OcarmService:
     """How likely lapsed users stay if they are brought back, from what is known at bid time."""
 
-    if MODEL_DIR not in os.environ:
-        stored_model = bentoml.models.BentoModel(MODEL_TAG)
+    stored_model = stored("ocarm:latest")
 
     @bentoml.on_deployment
     @staticmethod
@@ -102,14 +93,12 @@ class OcarmService:
 
     def __init__(self) -> None:
         torch.set_num_threads(NUM_THREADS)
-        predictor = Predictor.load(Path(os.environ.get(MODEL_DIR) or self.stored_model.path))
+        predictor = Predictor.load(model_folder(self))
         self.query_type = query_type(predictor.schema)
         _warm_up_store(predictor.schema)
         self.answering = Answering(predictor, open_features(predictor.schema), deadline_s=deadline_s())
         self._counters = self.answering.counters
-        logging.getLogger("bentoml._internal.server.http_app").addFilter(_is_our_fault)
-        gc.collect()
-        gc.freeze()  # one full collection with torch loaded takes up to 250 ms; now it skips what is loaded
+        settle()
 
     @bentoml.api
     async def predict(self, query: Query, /) -> Predictions:
@@ -230,10 +219,3 @@ def deadline_s() -> float:
     if not low <= milliseconds <= high:
         raise ConfigError(f"{FEATURES_DEADLINE}={text}: expected {low} to {high} milliseconds")
     return milliseconds / 1e3
-
-
-def _is_our_fault(record: logging.LogRecord) -> bool:
-    """Keep traces of bad requests, which the framework logs as errors, out of the log."""
-    error = record.exc_info[1] if record.exc_info else None
-    client_fault = isinstance(error, BentoMLException) and error.error_code < 500
-    return not (client_fault or isinstance(error, ValidationError))

@@ -13,10 +13,11 @@ import bentoml
 import torch
 
 from feedworks.recochain.recommender import Recommender, Request
-from feedworks.recochain.service import MAX_BATCH, MODEL_DIR, NUM_THREADS, NUM_WORKERS
+from feedworks.recochain.service import MAX_BATCH
+from feedworks.serving.server import MODEL_DIR
+from feedworks.serving.service import NUM_THREADS, SETTINGS
 
 NUM_ITEMS = 10
-SETTINGS = {"workers": NUM_WORKERS, "logging": {"access": {"enabled": False}}}
 
 
 def _load() -> Recommender:

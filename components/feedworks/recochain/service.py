@@ -6,28 +6,23 @@ $FEEDWORKS_WORKERS processes answer, each with $OMP_NUM_THREADS threads of torch
 
 from __future__ import annotations
 
-import gc
-import logging
-import os
 import time
-from pathlib import Path
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import bentoml
 import torch
-from bentoml.exceptions import BentoMLException, ServiceUnavailable
+from bentoml.exceptions import ServiceUnavailable
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from feedworks.errors import FeedworksError
 from feedworks.recochain.recommender import Recommender, Request, Response
 from feedworks.serving.batching import MicroBatcher, OverloadedError
 from feedworks.serving.counters import counters
 from feedworks.serving.limits import JsonLimits
 from feedworks.serving.route import JsonRoute
+from feedworks.serving.service import NUM_THREADS, SETTINGS, model_folder, require_model, settle, stored
 
-MODEL_DIR = "FEEDWORKS_MODEL_DIR"
-MODEL_TAG = "recochain:latest"
 MAX_HISTORY = 10_000
 MAX_VECTORS = 256
 MAX_BODY_BYTES = 4 << 20
@@ -35,9 +30,6 @@ MAX_BODY_BYTES = 4 << 20
 # all of them wait for the longest history and the fullest buckets among them.
 MAX_BATCH = 64 if torch.cuda.is_available() else 8
 TIMEOUT_S = 30
-NUM_WORKERS = int(os.environ.get("FEEDWORKS_WORKERS", "1"))
-# One thread a worker: two answered half as many requests a second on two busy cores (55 for 100).
-NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
 
 ItemId = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Float32 = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
@@ -75,38 +67,27 @@ class Recommendations(BaseModel):
     model_tag: str
 
 
-@bentoml.service(
-    workers=NUM_WORKERS,
-    traffic={"timeout": TIMEOUT_S},
-    logging={"access": {"enabled": False}},
-)
+@bentoml.service(**SETTINGS, traffic={"timeout": TIMEOUT_S})
 class RecoChainService:
     """Top-k recommendation from a user's history of item ids."""
 
-    if MODEL_DIR not in os.environ:
-        stored_model = bentoml.models.BentoModel(MODEL_TAG)
+    stored_model = stored("recochain:latest")
 
     @bentoml.on_deployment
     @staticmethod
     def check_model() -> None:
-        """End the server with one line if the model cannot be loaded; it would restart workers for ever."""
-        if MODEL_DIR in os.environ:
-            try:
-                Recommender.load(Path(os.environ[MODEL_DIR]), "cpu")
-            except FeedworksError as error:
-                raise SystemExit(f"Error: model {os.environ[MODEL_DIR]}: {error}") from None
+        """End the server with one line if the model cannot be loaded."""
+        require_model(partial(Recommender.load, device="cpu"))
 
     def __init__(self) -> None:
         torch.set_num_threads(NUM_THREADS)
-        self._recommender = Recommender.load(Path(os.environ.get(MODEL_DIR) or self.stored_model.path))
+        self._recommender = Recommender.load(model_folder(self))
         _warm_up(self._recommender)
         self._counters = counters("recochain")
         self._batcher = MicroBatcher(
             self._recommender.recommend, max_batch=MAX_BATCH, observe=self._counters.batch_size.observe
         )
-        logging.getLogger("bentoml._internal.server.http_app").addFilter(_is_our_fault)
-        gc.collect()
-        gc.freeze()  # one full collection with torch loaded takes up to 250 ms; now it skips what is loaded
+        settle()
 
     @bentoml.api
     async def recommend(self, query: Query, /) -> Recommendations:
@@ -188,10 +169,3 @@ def _warm_up(recommender: Recommender) -> None:
     request = Request([item.item_id for item in popular], recommender.max_k)
     for size in (1, 2, MAX_BATCH):
         recommender.recommend([request] * size)
-
-
-def _is_our_fault(record: logging.LogRecord) -> bool:
-    """Keep traces of bad requests, which the framework logs as errors, out of the log."""
-    error = record.exc_info[1] if record.exc_info else None
-    client_fault = isinstance(error, BentoMLException) and error.error_code < 500
-    return not (client_fault or isinstance(error, ValidationError))

@@ -18,6 +18,7 @@ from typing import Any
 from feedworks.errors import FeedworksError
 
 HOST = "127.0.0.1"
+MODEL_DIR = "FEEDWORKS_MODEL_DIR"
 READY_WITHIN_S = 120.0
 
 
