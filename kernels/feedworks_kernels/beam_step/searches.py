@@ -28,10 +28,12 @@ class Level(Protocol):
     """The edges that leave one level's nodes, as `beam_step` takes them."""
 
     @property
-    def child_start(self) -> Tensor: ...  # noqa: D102
+    def child_start(self) -> Tensor:
+        """Where each node's edges begin in `child_code`: integers (num_nodes + 1,)."""
 
     @property
-    def child_code(self) -> Tensor: ...  # noqa: D102
+    def child_code(self) -> Tensor:
+        """The code of each edge: integers (num_children,), rising within a node."""
 
 
 class Decoded(NamedTuple):
