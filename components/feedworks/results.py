@@ -12,7 +12,7 @@ from typing import Any
 
 from feedworks import __version__
 from feedworks.progress import say
-from feedworks.storage import atomic_file, atomic_folder
+from feedworks.storage import atomic_file, atomic_folder, read_json
 
 PAGES = ("metrics.json", "report.html")
 BENCH = "bench.json"  # where a paper measures time: {"metrics": flat metrics, ...}, never equal in two runs
@@ -72,6 +72,26 @@ def publish(evaluation: Path, model: Path | None, out_dir: Path) -> None:
     with _pages(evaluation, out_dir / "rejected" if kept else out_dir):
         where = f"; the earlier model stays, this run's metrics are in {out_dir / 'rejected'}" if kept else ""
         say(f"the gate kept the model back: compare the settings gate.* with metrics.json{where}")
+
+
+def finish(work: Path, evaluation: Path, model: Path, out_dir: Path) -> dict[str, float]:
+    """Publish what a run made, remove what other runs left, and return the flat metrics.
+
+    Args:
+        work: the run's folder of steps; its neighbours are those of other data, settings and versions.
+        evaluation: see `publish`.
+        model: the packaged model; not there where the gate kept it back.
+        out_dir: where the results go.
+
+    Raises:
+        OSError: a result cannot be written; earlier results and steps stay.
+    """
+    publish(evaluation, model if model.exists() else None, out_dir)
+    for other in work.parent.iterdir():
+        if other != work:
+            shutil.rmtree(other, ignore_errors=True)
+    metrics: dict[str, float] = read_json(evaluation / "metrics.json")
+    return metrics
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pytest
 
-from feedworks.results import once, publish
+from feedworks.results import finish, once, publish
 
 
 def written(folder: Path, text: str, *, model: bool) -> tuple[Path, Path | None]:
@@ -99,3 +99,13 @@ def test_timings_go_along(tmp_path: Path) -> None:
     (evaluation / "bench.json").write_text("timings")
     publish(evaluation, model, tmp_path / "out")
     assert contents(tmp_path / "out")["bench.json"] == "timings"
+
+
+@pytest.mark.parametrize("model", [True, False])
+def test_the_end_of_a_run_removes_what_other_runs_left(tmp_path: Path, model: bool) -> None:
+    runs = tmp_path / "out" / "work" / "runs"
+    evaluation, _ = written(runs / "this", '{"a": 1.0}', model=model)
+    written(runs / "other", "{}", model=True)
+    assert finish(runs / "this", evaluation, runs / "this" / "model", tmp_path / "out") == {"a": 1.0}
+    assert [path.name for path in runs.iterdir()] == ["this"]
+    assert (tmp_path / "out" / "model").exists() == model

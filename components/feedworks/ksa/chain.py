@@ -7,7 +7,6 @@ until the new ones are whole.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -15,8 +14,7 @@ from typing import cast
 from feedworks.configuration import to_json
 from feedworks.ksa import steps
 from feedworks.ksa.config import Baseline, KsaConfig, trained_baselines
-from feedworks.results import once, publish, run_key
-from feedworks.storage import read_json
+from feedworks.results import finish, once, run_key
 
 
 def run(data_dir: Path, out_dir: Path, cfg: KsaConfig) -> dict[str, float]:
@@ -56,12 +54,7 @@ def run(data_dir: Path, out_dir: Path, cfg: KsaConfig) -> dict[str, float]:
     once(evaluation, steps.evaluate, corpus, needles, trained, first, baselines, evaluation, cfg)
     if steps.passes_gate(evaluation, cfg):
         once(model, steps.package, corpus, trained, evaluation, model, cfg)
-    publish(evaluation, model if model.exists() else None, out_dir)
-    for other in work.parent.iterdir():
-        if other != work:
-            shutil.rmtree(other, ignore_errors=True)
-    metrics: dict[str, float] = read_json(evaluation / "metrics.json")
-    return metrics
+    return finish(work, evaluation, model, out_dir)
 
 
 def _checkpoint(cfg: KsaConfig) -> list[Path]:

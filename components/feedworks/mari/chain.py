@@ -7,15 +7,13 @@ run stay in place until the new ones are whole.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from feedworks.configuration import to_json
 from feedworks.mari import steps
 from feedworks.mari.config import MariConfig
 from feedworks.mari.outside import source_file
-from feedworks.results import once, publish, run_key
-from feedworks.storage import read_json
+from feedworks.results import finish, once, run_key
 
 
 def run(data_dir: Path | None, out_dir: Path, cfg: MariConfig) -> dict[str, float]:
@@ -44,12 +42,7 @@ def run(data_dir: Path | None, out_dir: Path, cfg: MariConfig) -> dict[str, floa
     once(evaluation, steps.evaluate, data_dir, ranker, twin, sites, verdict, bench, evaluation, cfg)
     if steps.passes_gate(evaluation, cfg):
         once(model, steps.package, twin, sites, evaluation, model, cfg)
-    publish(evaluation, model if model.exists() else None, out_dir)
-    for other in work.parent.iterdir():
-        if other != work:
-            shutil.rmtree(other, ignore_errors=True)
-    metrics: dict[str, float] = read_json(evaluation / "metrics.json")
-    return metrics
+    return finish(work, evaluation, model, out_dir)
 
 
 def _key(data_dir: Path | None, cfg: MariConfig) -> str:

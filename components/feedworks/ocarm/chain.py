@@ -8,15 +8,13 @@ and what was proven of a file says nothing of one that was changed since.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from feedworks.configuration import to_json
 from feedworks.ocarm import steps
 from feedworks.ocarm.config import OcarmConfig
-from feedworks.results import again, once, publish, run_key
-from feedworks.storage import read_json
+from feedworks.results import again, finish, once, run_key
 
 
 def run(data_dir: Path, out_dir: Path, cfg: OcarmConfig) -> dict[str, float]:
@@ -54,9 +52,4 @@ def run(data_dir: Path, out_dir: Path, cfg: OcarmConfig) -> dict[str, float]:
     if steps.passes_gate(made["evaluation"], cfg):
         results = (made["verdict"], made["evaluation"])
         once(model, steps.package, observables, student, *results, model, cfg)
-    publish(made["evaluation"], model if model.exists() else None, out_dir)
-    for other in work.parent.iterdir():
-        if other != work:
-            shutil.rmtree(other, ignore_errors=True)
-    metrics: dict[str, float] = read_json(made["evaluation"] / "metrics.json")
-    return metrics
+    return finish(work, made["evaluation"], model, out_dir)

@@ -7,14 +7,13 @@ until the new ones are whole.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from feedworks.configuration import to_json
 from feedworks.contracts.tables import DATA_FOLDER
 from feedworks.recochain import steps
 from feedworks.recochain.config import RecoChainConfig
-from feedworks.results import once, publish, run_key
+from feedworks.results import finish, once, run_key
 from feedworks.storage import read_json
 
 
@@ -45,11 +44,6 @@ def run(data_dir: Path, out_dir: Path, cfg: RecoChainConfig) -> dict[str, float]
     once(joint, steps.train_joint, prepared, sids, generator, candidates, joint, cfg)
     once(sasrec, steps.train_baseline, prepared, sasrec, cfg)
     once(evaluation, steps.evaluate, prepared, sids, generator, joint, sasrec, evaluation, cfg)
-    metrics: dict[str, float] = read_json(evaluation / "metrics.json")
-    if steps.passes_gate(metrics, cfg):
+    if steps.passes_gate(read_json(evaluation / "metrics.json"), cfg):
         once(model, steps.package, prepared, sids, tokenizer, joint, evaluation, model, cfg)
-    publish(evaluation, model if model.exists() else None, out_dir)
-    for other in work.parent.iterdir():
-        if other != work:
-            shutil.rmtree(other, ignore_errors=True)
-    return metrics
+    return finish(work, evaluation, model, out_dir)
