@@ -11,7 +11,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from feedworks.errors import ConfigError
@@ -44,6 +44,24 @@ def with_overrides(config: ConfigT, overrides: Sequence[str]) -> ConfigT:
             node = node.setdefault(part, {})
         node[leaf] = value.strip()
     return _merge(config, tree, prefix="")
+
+
+def from_preset(
+    presets: Mapping[str, Callable[[], ConfigT]], preset: str, overrides: Sequence[str] = ()
+) -> ConfigT:
+    """Return a named setup with `key=value` strings applied.
+
+    Args:
+        presets: name -> function that returns the setup.
+        preset: one of the names.
+        overrides: see `with_overrides`.
+
+    Raises:
+        ConfigError: unknown preset or setting (the message lists the known ones), or a bad value.
+    """
+    if preset not in presets:
+        raise ConfigError(f"unknown preset {preset!r}; known presets: {', '.join(presets)}")
+    return with_overrides(presets[preset](), overrides)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

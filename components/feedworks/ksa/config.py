@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from feedworks.configuration import at_least, with_overrides
+from feedworks.configuration import at_least, from_preset
 from feedworks.errors import ConfigError
 from feedworks.ksa.settings import (
     AnnealConfig,
@@ -221,6 +221,4 @@ def resolve(preset: str, overrides: Sequence[str] = ()) -> KsaConfig:
     Raises:
         ConfigError: unknown preset or setting (the message lists the known ones), or a bad value.
     """
-    if preset not in PRESETS:
-        raise ConfigError(f"unknown preset {preset!r}; known presets: {', '.join(PRESETS)}")
-    return with_overrides(PRESETS[preset](), overrides)
+    return from_preset(PRESETS, preset, overrides)

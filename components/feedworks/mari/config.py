@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from feedworks.configuration import at_least, between, with_overrides
+from feedworks.configuration import at_least, between, from_preset
 from feedworks.errors import ConfigError
 from feedworks.training.settings import TrainConfig
 
@@ -279,9 +279,7 @@ def resolve(preset: str, overrides: Sequence[str] = ()) -> MariConfig:
     Raises:
         ConfigError: unknown preset or setting (the message lists the known ones), or a bad value.
     """
-    if preset not in PRESETS:
-        raise ConfigError(f"unknown preset {preset!r}; known presets: {', '.join(PRESETS)}")
-    return with_overrides(PRESETS[preset](), overrides)
+    return from_preset(PRESETS, preset, overrides)
 
 
 def _rising(name: str, rows: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from feedworks.configuration import at_least, between, positive, with_overrides
+from feedworks.configuration import at_least, between, from_preset, positive
 from feedworks.errors import ConfigError
 from feedworks.training.settings import TrainConfig
 
@@ -373,6 +373,4 @@ def resolve(preset: str, overrides: Sequence[str] = ()) -> RecoChainConfig:
     Raises:
         ConfigError: unknown preset or setting (the message lists the known ones), or a bad value.
     """
-    if preset not in PRESETS:
-        raise ConfigError(f"unknown preset {preset!r}; known presets: {', '.join(PRESETS)}")
-    return with_overrides(PRESETS[preset](), overrides)
+    return from_preset(PRESETS, preset, overrides)
