@@ -11,17 +11,16 @@ README.md      the model card
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from feedworks import __version__
 from feedworks.configuration import flatten
 from feedworks.mari.config import MariConfig
 from feedworks.mari.schema import ONNX_FOLDER, PACKAGE_FILE, SIDES_FILE, TWIN_FOLDER, RankerSchema
-from feedworks.metrics.ranking import Interval
+from feedworks.metrics.ranking import read_back
 from feedworks.reports.model_card import ModelCard, write_model_card
-from feedworks.storage import read_json, write_json
+from feedworks.serving.package import seal, sha256
+from feedworks.storage import read_json
 
 FILES = {
     PACKAGE_FILE: "tag, checksums, what the twin was made from",
@@ -46,38 +45,13 @@ def write_package(folder: Path, cfg: MariConfig) -> str:
         folder / SIDES_FILE,
         *sorted(path for path in (folder / TWIN_FOLDER).rglob("*") if path.is_file()),
     ]
-    digests = {str(path.relative_to(folder)): _sha256(path) for path in served}
-    lines = "\n".join(f"{name} {digest}" for name, digest in digests.items())
+    lines = "\n".join(f"{path.relative_to(folder)} {sha256(path)}" for path in served)
     tag = f"mari:{hashlib.sha256(lines.encode()).hexdigest()[:16]}"
     write_model_card(folder / "README.md", _card(tag, folder, cfg))
-    onnx = [str(path.relative_to(folder)) for path in sorted((folder / ONNX_FOLDER).glob("*.onnx"))]
-    others = ("sites.json", "metrics.json", "README.md", *onnx)
-    digests |= {name: _sha256(folder / name) for name in others}
     made_from = cfg.outside.model.rpartition("/")[2] or f"ranker {cfg.ranker.arch}, trained"
     merges = read_json(folder / "metrics.json")["equal/requests_apart"] == 1
-    facts = {
-        "tag": tag,
-        "files": digests,
-        "made_from": made_from,
-        "merge_requests": merges,
-        "feedworks": __version__,
-    }
-    write_json(folder / PACKAGE_FILE, facts)
+    seal(folder, tag, {"made_from": made_from, "merge_requests": merges})
     return tag
-
-
-def intervals(metrics: Mapping[str, float]) -> dict[str, dict[str, Interval | float]]:
-    """Read method -> metric on the test split back from flat metrics, with intervals where there are some."""
-    found: dict[str, dict[str, Interval | float]] = {}
-    for key, value in metrics.items():
-        group, _, rest = key.partition("/")
-        method, _, name = rest.partition("/")
-        if group != "test" or not name or "/" in name:
-            continue
-        low, high = metrics.get(f"{key}/ci_low"), metrics.get(f"{key}/ci_high")
-        cell = value if low is None or high is None else Interval(value, low, high)
-        found.setdefault(method, {})[name] = cell
-    return found
 
 
 def _card(tag: str, folder: Path, cfg: MariConfig) -> ModelCard:
@@ -103,13 +77,8 @@ def _card(tag: str, folder: Path, cfg: MariConfig) -> ModelCard:
             "Weights cannot be trained further here; train the model and convert it again.",
         ],
         facts={**facts, **{name: str(value) for name, value in settings.items()}},
-        metrics=intervals(metrics),
+        metrics=read_back(metrics, "test"),
         files={
             name: what for name, what in FILES.items() if name == PACKAGE_FILE or (folder / name).exists()
         },
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

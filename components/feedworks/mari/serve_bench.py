@@ -15,7 +15,6 @@ import tempfile
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,12 +27,12 @@ from torch import Tensor, nn
 from feedworks.errors import FeedworksError
 from feedworks.mari.convert import reparameterise
 from feedworks.mari.samples import draw, tiled
-from feedworks.mari.schema import PACKAGE_FILE, SIDES_FILE, TWIN_FOLDER, ModelInput, RankerSchema
+from feedworks.mari.schema import SIDES_FILE, TWIN_FOLDER, ModelInput, RankerSchema
 from feedworks.mari.wire import pack_request, unpack_scores
 from feedworks.metrics.latency import device_label, print_rows
 from feedworks.serving.load import JSON, Load, load_rows, merge, run_load
+from feedworks.serving.package import seal
 from feedworks.serving.server import running_server
-from feedworks.storage import write_json
 
 USER_WIDTH, ITEM_WIDTH = 32, 32
 WIDTH = USER_WIDTH + ITEM_WIDTH
@@ -240,9 +239,7 @@ def write_ranker(folder: Path, seed: int) -> Path:
     twin = reparameterise(model, tiled(SCHEMA, draw(SCHEMA, [3])), SCHEMA.sides).twin
     twin.save(folder / TWIN_FOLDER)
     SCHEMA.write(folder / SIDES_FILE)
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    digests = {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in files}
-    write_json(folder / PACKAGE_FILE, {"tag": "mari:bench", "files": digests, "merge_requests": True})
+    seal(folder, "mari:bench", {"merge_requests": True})
     save_file(model.state_dict(), folder / PLAIN)
     return folder
 

@@ -23,7 +23,7 @@ from feedworks.mari.data import read_rows, schema_of, without_contradictions
 from feedworks.mari.gate import finite, flat_metrics, reasons, speedup
 from feedworks.mari.onnx_file import save_twin
 from feedworks.mari.outside import load_outside, require_names, require_scores
-from feedworks.mari.packaging import intervals, write_package
+from feedworks.mari.packaging import write_package
 from feedworks.mari.programs import load_program, save_program
 from feedworks.mari.quality import measure_quality
 from feedworks.mari.rankers import build_ranker
@@ -36,6 +36,7 @@ from feedworks.mari.training import train_ranker
 from feedworks.mari.twin import Twin
 from feedworks.mari.verify import Tolerance, requests_apart, verify_onnx
 from feedworks.mari.verify import verify as compare
+from feedworks.metrics.ranking import read_back
 from feedworks.progress import say
 from feedworks.results import BENCH
 from feedworks.storage import atomic_folder, read_json, write_json
@@ -229,7 +230,7 @@ def evaluate(
             sites=site_facts,
             verdict=verdict_facts,
             bench=timings,
-            quality=intervals(metrics),
+            quality=read_back(metrics, "test"),
             history=history,
             config=cfg,
         )

@@ -139,6 +139,25 @@ def flat(prefix: str, intervals: Mapping[str, Interval]) -> dict[str, float]:
     return rows
 
 
+def read_back(metrics: Mapping[str, float], group: str) -> dict[str, dict[str, Interval | float]]:
+    """Read method -> metric -> value back from flat metrics `group/method/metric`.
+
+    Args:
+        metrics: of a run; those that `flat` wrote become intervals again, others stay numbers.
+        group: first part of the keys that are read, such as `test`.
+    """
+    found: dict[str, dict[str, Interval | float]] = {}
+    for key, value in metrics.items():
+        first, _, rest = key.partition("/")
+        method, _, name = rest.partition("/")
+        if first != group or not name or name.endswith(("/ci_low", "/ci_high")):
+            continue
+        low, high = metrics.get(f"{key}/ci_low"), metrics.get(f"{key}/ci_high")
+        cell = value if low is None or high is None else Interval(value, low, high)
+        found.setdefault(method, {})[name] = cell
+    return found
+
+
 def _within(rank_N: npt.ArrayLike, k: int) -> npt.NDArray[np.bool_]:
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")

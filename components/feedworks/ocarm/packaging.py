@@ -23,7 +23,7 @@ import torch
 from feedworks.configuration import flatten
 from feedworks.errors import DataError, ModelError
 from feedworks.features.schema import FEATURES_FILE, ServiceSchema
-from feedworks.metrics.ranking import Interval
+from feedworks.metrics.ranking import read_back
 from feedworks.ocarm.config import Architecture, OcarmConfig
 from feedworks.ocarm.data import ItemTable
 from feedworks.ocarm.model import Student, Teacher
@@ -108,21 +108,6 @@ def content_tag(folder: Path) -> str:
     return f"ocarm:{digest.hexdigest()[:16]}"
 
 
-def intervals(metrics: Mapping[str, float]) -> dict[str, dict[str, Interval | float]]:
-    """Read method -> metric on the test split back from flat metrics, with intervals where there are some."""
-    found: dict[str, dict[str, Interval | float]] = {}
-    for key, value in metrics.items():
-        group, _, rest = key.partition("/")
-        method, _, name = rest.partition("/")
-        if group != "test" or not name or name.endswith(("/ci_low", "/ci_high")):
-            continue
-        low, high = metrics.get(f"{key}/ci_low"), metrics.get(f"{key}/ci_high")
-        found.setdefault(method, {})[name] = (
-            value if low is None or high is None else Interval(value, low, high)
-        )
-    return found
-
-
 def _require_catalogue(model: Student, catalogue: ItemTable, observables: Path) -> None:
     vector_IV = model.observer.items.vector_IV[1:]
     if vector_IV.shape != catalogue.vector_IV.shape or not torch.equal(
@@ -156,6 +141,6 @@ def _card(
             "Of lt1 the number is a probability, of longer horizons the expected share of days with a visit.",
         ],
         facts={**facts, **{name: str(value) for name, value in flatten(config).items()}},
-        metrics=intervals(metrics),
+        metrics=read_back(metrics, "test"),
         files=FILES,
     )

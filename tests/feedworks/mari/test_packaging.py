@@ -13,7 +13,7 @@ import torch
 from feedworks.errors import ModelError
 from feedworks.mari import steps
 from feedworks.mari.config import resolve
-from feedworks.mari.packaging import FILES, intervals
+from feedworks.mari.packaging import FILES
 from feedworks.mari.scorer import Scorer
 from feedworks.storage import read_json
 
@@ -94,14 +94,3 @@ def test_the_tag_names_the_twin_and_not_its_metrics(
     sides = work / "twin" / "sides.json"
     sides.write_text(sides.read_text().replace('"buy"', '"bye"'))
     assert tag("c") != first
-
-
-def test_intervals_are_read_back_from_flat_metrics() -> None:
-    metrics = {
-        "test/twin/auc": 0.5,
-        "test/twin/auc/ci_low": 0.4,
-        "test/twin/auc/ci_high": 0.6,
-        "test/twin/log_loss": 0.7,
-        "equal/float32/error": 0.0,
-    }
-    assert intervals(metrics) == {"twin": {"auc": (0.5, 0.4, 0.6), "log_loss": 0.7}}

@@ -182,3 +182,18 @@ def test_summary_and_flat_keys():
     assert flat["test/rerank/mrr@5"] == pytest.approx((1 + 1 / 3) / 4)
     assert flat["test/rerank/recall@5/ci_low"] <= 0.5 <= flat["test/rerank/recall@5/ci_high"]
     assert all(type(value) is float for value in flat.values())
+
+
+def test_flat_metrics_are_read_back():
+    interval = ranking.Interval(0.7, 0.6, 0.8)
+    metrics = {
+        **ranking.flat("test/student", {"auc": interval, "lt7/auc": interval}),
+        "test/student/log_loss": 0.7,
+        "test/base/lt7/gauc": 0.5,
+        "test/num_rows": 9.0,
+        "train/loss": 1.0,
+    }
+    assert ranking.read_back(metrics, "test") == {
+        "student": {"auc": interval, "lt7/auc": interval, "log_loss": 0.7},
+        "base": {"lt7/gauc": 0.5},
+    }

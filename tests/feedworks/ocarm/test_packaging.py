@@ -16,7 +16,7 @@ from feedworks.contracts.features import TEACHER_SERVICE
 from feedworks.errors import DataError, ModelError
 from feedworks.features.schema import ServiceSchema
 from feedworks.ocarm.config import resolve
-from feedworks.ocarm.packaging import FILES, content_tag, intervals, write_package
+from feedworks.ocarm.packaging import FILES, content_tag, write_package
 from feedworks.ocarm.predictor import Predictor
 from feedworks.serving.package import seal
 from feedworks.storage import read_json, write_json
@@ -226,10 +226,3 @@ def test_weights_and_settings_are_those_of_the_student(package: Path) -> None:
     for name, value in load_tensors(student).items():
         assert np.array_equal(value.numpy(), load_tensors(package)[name].numpy())
     assert json.loads(read_json(package / "config.json")["config"]) == json.loads(to_json(toy.architecture()))
-
-
-def test_intervals_are_read_back_from_flat_metrics() -> None:
-    assert intervals({**served.METRICS, "test/base/lt7/gauc": 0.5, "train/loss": 1.0}) == {
-        "student": {"lt1/auc": (0.7, 0.6, 0.8)},
-        "base": {"lt7/gauc": 0.5},
-    }
