@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,30 +11,23 @@ from feedworks_kernels import beam_step
 from feedworks_kernels.machine_code import compile_for_gpu
 from feedworks_kernels.testing import forced
 
+from .cases import run_cases
+
 triton = pytest.importorskip("triton")
 kernel = importlib.import_module("feedworks_kernels.beam_step.kernel")
-CASES = Path(__file__).with_name("kernel_beam_step.py")
 POINTERS = {
     **dict.fromkeys(("score_ptr", "out_score_ptr"), "*fp32"),
     **dict.fromkeys(("node_ptr", "out_parent_ptr", "out_code_ptr", "out_node_ptr"), "*i64"),
 }
 
 
-def run_cases(interpreted):
-    environment = os.environ | {"TRITON_INTERPRET": "1" if interpreted else "0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert result.returncode == 0, result.stdout[-6000:]
-    return int(re.search(r"(\d+) passed", result.stdout).group(1))
-
-
 def test_in_the_interpreter():
-    assert run_cases(interpreted=True) > 50
+    assert run_cases("beam_step", interpreted=True) > 50
 
 
 @pytest.mark.gpu
 def test_on_the_gpu():
-    assert run_cases(interpreted=False) > 50
+    assert run_cases("beam_step", interpreted=False) > 50
 
 
 def compiled(function, capability, logits="fp32", num_warps=4, **constants):

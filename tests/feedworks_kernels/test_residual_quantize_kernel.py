@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +11,11 @@ from feedworks_kernels import residual_quantize
 from feedworks_kernels.machine_code import compile_for_gpu
 from feedworks_kernels.testing import forced
 
+from .cases import run_cases
+
 triton = pytest.importorskip("triton")
 kernel = importlib.import_module("feedworks_kernels.residual_quantize.kernel")
 AMPERE_BYTES = 163 << 10
-CASES = Path(__file__).with_name("kernel_residual_quantize.py")
 POINTERS = {
     **dict.fromkeys(("low_ptr", "low_row_ptr"), "*fp16"),
     **dict.fromkeys(("half_ptr", "stats_ptr", "residual_ptr"), "*fp32"),
@@ -28,21 +24,13 @@ POINTERS = {
 }
 
 
-def run_cases(interpreted):
-    environment = os.environ | {"TRITON_INTERPRET": "1" if interpreted else "0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert result.returncode == 0, result.stdout[-6000:]
-    return int(re.search(r"(\d+) passed", result.stdout).group(1))
-
-
 def test_in_the_interpreter():
-    assert run_cases(interpreted=True) > 50
+    assert run_cases("residual_quantize", interpreted=True) > 50
 
 
 @pytest.mark.gpu
 def test_on_the_gpu():
-    assert run_cases(interpreted=False) > 50
+    assert run_cases("residual_quantize", interpreted=False) > 50
 
 
 def compiled(function, width, capability=90, dtype="fp32", num_codes=8192, **changed):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import os
-import re
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 
 from feedworks_kernels.machine_code import compile_for_gpu
+
+from .cases import run_cases
 
 triton = pytest.importorskip("triton")
 PACKAGE = "feedworks_kernels.summary_attention"
@@ -22,7 +19,6 @@ key_gradient_kernel = importlib.import_module(f"{PACKAGE}.key_gradient_kernel")
 kernel = importlib.import_module(f"{PACKAGE}.kernel")
 query_gradient_kernel = importlib.import_module(f"{PACKAGE}.query_gradient_kernel")
 tiles_kernel = importlib.import_module(f"{PACKAGE}.tiles_kernel")
-CASES = Path(__file__).with_name("kernel_summary_attention.py")
 FUNCTIONS = {
     "forward": forward_kernel.forward_kernel,
     "query": query_gradient_kernel.query_gradient_kernel,
@@ -32,24 +28,14 @@ FUNCTIONS = {
 SHARED = {90: 227 << 10, 80: 163 << 10, 86: 99 << 10}
 
 
-def run_cases(interpreted, timeout_s):
-    environment = os.environ | {"TRITON_INTERPRET": "1" if interpreted else "0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=environment, timeout=timeout_s
-    )
-    assert result.returncode == 0, result.stdout[-6000:]
-    return int(re.search(r"(\d+) passed", result.stdout).group(1))
-
-
 def test_in_the_interpreter():
-    assert run_cases(interpreted=True, timeout_s=500) > 25
+    assert run_cases("summary_attention", interpreted=True, timeout_s=500) > 25
 
 
 @pytest.mark.gpu
 @pytest.mark.timeout(1800)
 def test_on_the_gpu():
-    assert run_cases(interpreted=False, timeout_s=1700) > 200
+    assert run_cases("summary_attention", interpreted=False, timeout_s=1700) > 200
 
 
 @cache

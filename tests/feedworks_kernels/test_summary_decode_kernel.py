@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import importlib
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from feedworks_kernels.machine_code import compile_for_gpu
 
+from .cases import run_cases
+
 triton = pytest.importorskip("triton")
 kernel = importlib.import_module("feedworks_kernels.summary_decode.kernel")
 update_kernel = importlib.import_module("feedworks_kernels.summary_decode.update_kernel")
-CASES = Path(__file__).with_name("kernel_summary_decode.py")
 SIZES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
-def run_cases(interpreted):
-    environment = os.environ | {"TRITON_INTERPRET": "1" if interpreted else "0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert result.returncode == 0, result.stdout[-6000:]
-    return int(re.search(r"(\d+) passed", result.stdout).group(1))
-
-
 def test_in_the_interpreter():
-    assert run_cases(interpreted=True) > 45
+    assert run_cases("summary_decode", interpreted=True) > 45
 
 
 @pytest.mark.gpu
 def test_on_the_gpu():
-    assert run_cases(interpreted=False) > 45
+    assert run_cases("summary_decode", interpreted=False) > 45
 
 
 def part(dtype, width, capability, *, group=4, several=True, tile=None, stride=None):

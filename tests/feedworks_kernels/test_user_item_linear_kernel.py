@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 import importlib
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from feedworks_kernels.machine_code import compile_for_gpu
 
+from .cases import run_cases
+
 triton = pytest.importorskip("triton")
 kernel = importlib.import_module("feedworks_kernels.user_item_linear.kernel")
 gradient_kernel = importlib.import_module("feedworks_kernels.user_item_linear.gradient_kernel")
 tiles_kernel = importlib.import_module("feedworks_kernels.user_item_linear.tiles_kernel")
-CASES = Path(__file__).with_name("kernel_user_item_linear.py")
 SIZES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
-def run_cases(interpreted):
-    environment = os.environ | {"TRITON_INTERPRET": "1" if interpreted else "0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert result.returncode == 0, result.stdout[-6000:]
-    return int(re.search(r"(\d+) passed", result.stdout).group(1))
-
-
 def test_in_the_interpreter():
-    assert run_cases(interpreted=True) > 80
+    assert run_cases("user_item_linear", interpreted=True) > 80
 
 
 @pytest.mark.gpu
 def test_on_the_gpu():
-    assert run_cases(interpreted=False) > 80
+    assert run_cases("user_item_linear", interpreted=False) > 80
 
 
 def widths(stride=400):
