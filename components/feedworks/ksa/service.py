@@ -2,15 +2,18 @@
 
 The model is the folder in $FEEDWORKS_MODEL_DIR, else `ksa:latest` of the BentoML model store; it goes to the
 GPU if there is one. Its package says how many sequences run at once and how long they may be;
-$FEEDWORKS_STREAMS and $FEEDWORKS_CONTEXT replace that. $FEEDWORKS_WORKERS processes answer, each with a model
-and a cache of its own and $OMP_NUM_THREADS threads of torch; both default to 1.
+$FEEDWORKS_STREAMS and $FEEDWORKS_CONTEXT replace that. A request waits $FEEDWORKS_WAIT seconds (60) for its
+turn. $FEEDWORKS_WORKERS processes answer, each with a model and a cache of its own and $OMP_NUM_THREADS
+threads of torch; both default to 1.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import bentoml
@@ -24,12 +27,13 @@ from feedworks.ksa.cache import KsaCache
 from feedworks.ksa.engine import Engine
 from feedworks.ksa.packaging import Loaded, load_package
 from feedworks.ksa.protocol import Generated, GenerateRequest, RequestError
+from feedworks.ksa.scheduling import Policy
 from feedworks.ksa.settings import PackageConfig
 from feedworks.serving.ahead import Ahead
 from feedworks.serving.limits import App
 from feedworks.serving.service import NUM_THREADS, SETTINGS, model_folder, require_model, settle, stored
 
-STREAMS, CONTEXT = "FEEDWORKS_STREAMS", "FEEDWORKS_CONTEXT"
+STREAMS, CONTEXT, WAIT = "FEEDWORKS_STREAMS", "FEEDWORKS_CONTEXT", "FEEDWORKS_WAIT"
 
 
 class _Refused(BentoMLException):
@@ -50,7 +54,7 @@ class KsaService:
     @staticmethod
     def check_model() -> None:
         """End the server with one line if the model cannot be loaded."""
-        require_model(lambda folder: limits_here(load_package(folder, "cpu").limits))
+        require_model(_load_for_a_try)
 
     def __init__(self) -> None:
         torch.set_num_threads(NUM_THREADS)
@@ -81,7 +85,7 @@ def answering_for(loaded: Loaded) -> Answering:
         model.config, limits.max_streams, limits.max_context, dtype=model.dtype, device=model.device
     )
     warm_up(model, cache)
-    engine = Engine(model, cache, loaded.vocabulary, max_waiting=limits.max_queue)
+    engine = Engine(model, cache, loaded.vocabulary, max_waiting=limits.max_queue, policy=policy_here())
     return Answering(engine, loaded.vocabulary, loaded.tag, limits, model.config.vocab_size)
 
 
@@ -101,6 +105,28 @@ def limits_here(limits: PackageConfig) -> PackageConfig:
     except ValueError:
         given = f"{streams!r} and {context!r}"
         raise ConfigError(f"{STREAMS} and {CONTEXT}: expected whole numbers, got {given}") from None
+
+
+def _load_for_a_try(folder: Path) -> None:
+    """Load what the server will, and read its settings."""
+    limits_here(load_package(folder, "cpu").limits)
+    policy_here()
+
+
+def policy_here() -> Policy:
+    """Return the scheduler's policy with the patience of the environment.
+
+    Raises:
+        ConfigError: it is no number above 0.
+    """
+    given = os.environ.get(WAIT) or str(Policy().wait_s)
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"{WAIT}: expected seconds above 0, got {given!r}")
+    return Policy(wait_s=seconds)
 
 
 def warm_up(model: Any, cache: KsaCache) -> None:

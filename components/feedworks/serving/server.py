@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -32,6 +33,9 @@ def server_command(target: str, port: int) -> list[str]:
 def running_server(target: str, environment: Mapping[str, str], log: Path) -> Iterator[str]:
     """Start a service on a free port; yield its address when it is ready; end it.
 
+    BentoML keeps the counters of all servers of one home in one folder, which every start empties. So each
+    server here has a home of its own for as long as it runs, unless `environment` names one.
+
     Args:
         target: `module:Class`.
         environment: added to this process's environment.
@@ -43,10 +47,13 @@ def running_server(target: str, environment: Mapping[str, str], log: Path) -> It
     port = free_port()
     address = f"http://{HOST}:{port}"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as output:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home,
+        log.open("w", encoding="utf-8") as output,
+    ):
         process = subprocess.Popen(
             server_command(target, port),
-            env={**os.environ, "BENTOML_DO_NOT_TRACK": "True", **environment},
+            env={**os.environ, "BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": home, **environment},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -74,6 +81,13 @@ def post_json(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
     with _direct().open(request, timeout=READY_WITHIN_S) as response:
         answer: dict[str, Any] = json.load(response)
     return answer
+
+
+def get_text(url: str) -> str:
+    """GET a text from a loopback address."""
+    with _direct().open(url, timeout=READY_WITHIN_S) as response:
+        content: bytes = response.read()
+    return content.decode()
 
 
 def _direct() -> urllib.request.OpenerDirector:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,10 +15,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from feedworks.ksa.vocabulary import Vocabulary
+from feedworks.serving.scrape import scrape
 from feedworks.serving.server import running_server
+from feedworks.serving.stream_load import leave
 
 from . import served
 
@@ -63,16 +63,6 @@ def http(address: str) -> Iterator[httpx.Client]:
         yield opened
 
 
-def metrics(http: httpx.Client) -> dict[str, float]:
-    families = text_string_to_metric_families(http.get("/metrics").text)
-    found: dict[str, float] = {}
-    for sample in (sample for family in families for sample in family.samples):
-        if sample.name.startswith("ksa_") and not sample.name.endswith("_bucket"):
-            name = sample.name + (f"/{sample.labels['outcome']}" if "outcome" in sample.labels else "")
-            found[name] = found.get(name, 0) + sample.value
-    return found
-
-
 def ask(client: openai.OpenAI, **more: Any) -> Any:
     settings = {"model": "ksa", "prompt": PROMPT, "max_tokens": 30, "temperature": 0} | more
     return client.completions.create(**settings)
@@ -81,7 +71,7 @@ def ask(client: openai.OpenAI, **more: Any) -> Any:
 def become_idle(http: httpx.Client) -> dict[str, float]:
     """Wait until nothing runs."""
     for _ in range(400):
-        found = metrics(http)
+        found = scrape(str(http.base_url), "ksa_")
         if not (found["ksa_running"] or found["ksa_waiting"] or found["ksa_cache_used_bytes"]):
             return found
         time.sleep(0.05)
@@ -320,27 +310,16 @@ def test_more_than_there_is_room_for(client: openai.OpenAI, http: httpx.Client) 
     assert ask(client, max_tokens=1).choices
 
 
-def leave(address: str, after_bytes: int, *, stream: bool, reset: bool) -> None:
-    """Send a long request and leave in the middle of the answer."""
-    host, port = address.removeprefix("http://").split(":")
-    body = json.dumps({"prompt": PROMPT * 2, "max_tokens": 70, "stream": stream, "ignore_eos": True}).encode()
-    lines = ["POST /v1/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
-    head = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""])
-    with socket.create_connection((host, int(port)), 30) as connection:
-        if reset:
-            linger = (1).to_bytes(4, sys.byteorder) + (0).to_bytes(4, sys.byteorder)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        connection.sendall(head.encode() + body)
-        while stream and after_bytes > 0 and (part := connection.recv(4096)):
-            after_bytes -= len(part)
-
-
 def test_a_hundred_clients_that_leave_take_nothing_with_them(
     address: str, client: openai.OpenAI, http: httpx.Client
 ) -> None:
     before = become_idle(http)
+    asked = {"prompt": PROMPT * 2, "max_tokens": 70, "ignore_eos": True}
     for number in range(100):
-        leave(address, number * 60, stream=number % 4 != 3, reset=number % 2 == 0)
+        stream = number % 4 != 3
+        body = json.dumps(asked | {"stream": stream}).encode()
+        url = f"{address}/v1/completions"
+        leave(url, body, after_bytes=number * 60 if stream else 0, reset=number % 2 == 0)
     after = become_idle(http)
     for name in ("ksa_cache_used_bytes", "ksa_cache_bytes", "ksa_running", "ksa_waiting"):
         assert after[name] == before[name]
@@ -368,16 +347,34 @@ def test_nothing_was_the_service_s_fault(client: openai.OpenAI, log: Path) -> No
     assert "Traceback" not in text, text[-3000:]
 
 
-def test_a_damaged_package_ends_the_server_with_one_line(tmp_path: Path) -> None:
-    folder = served.write_package(tmp_path / "model")
-    (folder / "model.safetensors").write_bytes(b"no")
+def how_it_ends(folder: Path, **environment: str) -> str:
+    """Start a server that cannot start; return its last line."""
     ended = subprocess.run(
         [sys.executable, "-m", "bentoml", "serve", served.TARGET, "--port", "0"],
-        env={**os.environ, "FEEDWORKS_MODEL_DIR": str(folder), "BENTOML_DO_NOT_TRACK": "True"},
+        env={
+            **os.environ,
+            "FEEDWORKS_MODEL_DIR": str(folder),
+            "BENTOML_DO_NOT_TRACK": "True",
+            "BENTOML_HOME": str(folder.with_name("bentoml")),
+            **environment,
+        },
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert ended.returncode == 1
-    assert "is not the file that was packaged" in ended.stderr.splitlines()[-1]
+    return ended.stderr.splitlines()[-1]
+
+
+def test_a_damaged_package_ends_the_server_with_one_line(tmp_path: Path) -> None:
+    folder = served.write_package(tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(b"no")
+    assert "is not the file that was packaged" in how_it_ends(folder)
+
+
+def test_a_patience_that_is_none_ends_the_server_with_one_line(tmp_path: Path) -> None:
+    folder = served.write_package(tmp_path / "model")
+    assert "FEEDWORKS_WAIT: expected seconds above 0, got 'soon'" in how_it_ends(
+        folder, FEEDWORKS_WAIT="soon"
+    )

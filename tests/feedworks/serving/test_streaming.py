@@ -11,7 +11,7 @@ import uvicorn
 
 from feedworks.errors import FeedworksError
 from feedworks.serving.limits import Receive, Scope, Send
-from feedworks.serving.stream_load import run_streams
+from feedworks.serving.stream_load import Answered, StreamLoad, joined, leave, run_streams
 from feedworks.serving.streaming import DONE, EventStream, while_connected
 
 ASK = b"POST %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"
@@ -118,13 +118,50 @@ def test_what_the_work_raises_comes_out() -> None:
 def test_the_load_reads_all_streams() -> None:
     app = App()
 
+    came: list[int] = []
+
     async def talk(port: int) -> None:
         url = f"http://127.0.0.1:{port}"
-        load = await asyncio.to_thread(run_streams, f"{url}/count", [b"{}", b"[]"], 3, 2)
-        assert len(load.first_s) == 6
-        assert 0 < load.quantile_s(0.5) < load.duration_s
+        load = await asyncio.to_thread(run_streams, f"{url}/count", [b"{}", b"[]"], 3, 2, came=came.append)
+        assert [answer.num_events for answer in load.answers] == [3] * 6
+        assert load.num_events == sum(came) == 18
+        for answer in load.answers:
+            assert 0 <= answer.sent_s < answer.first_s <= answer.last_s < load.duration_s
+        assert 0 < load.quantile_s(0.5) <= load.waited_s < load.duration_s
         with pytest.raises(FeedworksError, match="did not stream"):
             await asyncio.to_thread(run_streams, f"{url}/fail", [b"{}"], 1, 1)
+        with pytest.raises(FeedworksError, match=r"more than 0\.2 s for an answer"):
+            await asyncio.to_thread(run_streams, f"{url}/quiet", [b"{}"], 1, 1, within_s=0.2)
 
     with_server(app, talk)
-    assert app.ended == ["stayed"] * 6
+    assert app.ended[:6] == ["stayed"] * 6
+
+
+def test_seconds_of_a_load_by_hand() -> None:
+    """Two runs: spans that overlap count once, waiting and streaming apart."""
+    first = StreamLoad([Answered(0, 2, 6, 9), Answered(0, 4, 8, 5)], 10)
+    second = StreamLoad([Answered(1, 2, 3, 3)], 4)
+    both = joined([first, second])
+    assert (both.num_events, both.duration_s) == (17, 14)
+    assert both.answers[2] == Answered(11, 12, 13, 3)
+    assert both.first_s == [2, 4, 1]
+    assert both.waited_s == 4 + 1
+    assert both.streamed_s == 6 + 1
+    assert both.at_once == (4 + 4 + 1) / 7
+    assert StreamLoad([Answered(0, 1, 1, 1)], 1).at_once == 0
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_client_that_means_to_leave(reset: bool) -> None:
+    app, read = App(), list[int]()
+
+    async def talk(port: int) -> None:
+        url = f"http://127.0.0.1:{port}"
+        more = {"after_events": 3, "after_bytes": 3000, "reset": reset}
+        read.append(await asyncio.to_thread(leave, f"{url}/flood", b"{}", **more))
+        read.append(await asyncio.to_thread(leave, f"{url}/count", b"{}", after_events=9))
+
+    with_server(app, talk)
+    assert read[0] >= 3
+    assert read[1] == 3  # there were no more
+    assert app.ended[0] == "left"
