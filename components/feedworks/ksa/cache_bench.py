@@ -17,6 +17,7 @@ from feedworks.ksa.architecture import Qwen3KsaConfig, hybrid_windows
 from feedworks.ksa.cache import KsaCache, formula_bytes
 from feedworks.ksa.model import Qwen3KsaForCausalLM
 from feedworks.metrics.latency import Timing, device_label, interleave, json_rows
+from feedworks.progress import say
 
 LENGTHS = (4096, 8192, 16384, 32768, 65536, 131072)
 STEP_LENGTHS = (4096, 8192, 16384, 32768)
@@ -108,10 +109,12 @@ def step_rows(
     theirs = Qwen3ForCausalLM(Qwen3Config(**STEP)).eval().to(dtype)
     for length in lengths:
         for batch in batches:
+            say(f"{length} tokens, {batch} at once: {repeats + 1} rounds of {chunk} steps")
             steps = {name: ksa_steps(model, batch, length, chunk) for name, model in made.items()}
             steps["transformers"] = transformers_steps(theirs, batch, length, chunk)
             timings = interleave(steps, repeats=repeats, warmup=1)
             means = {name: Timing(*(value / chunk for value in each)) for name, each in timings.items()}
+            del steps  # the next caches may need the room
             op = f"decode_{str(dtype).removeprefix('torch.')}"
             shape = {"tokens": length, "batch": batch}
             yield from json_rows(op, shape, device_label(), means, ours="hybrid")

@@ -13,7 +13,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,6 +113,18 @@ def print_rows(rows: Iterable[Mapping[str, Any]]) -> None:
         print(json.dumps(row), flush=True)
 
 
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as a Markdown table; a field that a row lacks is empty, a mapping becomes columns.
+
+    The fields of `shape` stand under their own names, those of others behind the name of the mapping.
+    """
+    flat = [_flat(row) for row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    lines = [names, ["---"] * len(names)]
+    lines += [[_shown(row.get(name)) for name in names] for row in flat]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def device_label(device: str = "cpu") -> str:
     """Name the machine for a row: the processor and the cores this process may use, or the GPU."""
     if device.startswith("cuda"):
@@ -124,6 +136,22 @@ def device_label(device: str = "cpu") -> str:
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{models[0] if models else platform.machine()}, {num_cores} cores"
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            found |= {key if name == "shape" else f"{name} {key}": each for key, each in value.items()}
+        else:
+            found[name] = value
+    return found
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e4 else str(value)
 
 
 def _nothing() -> None:

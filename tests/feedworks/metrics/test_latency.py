@@ -77,6 +77,19 @@ def test_rows(capsys):
     assert "error" not in peer
 
 
+def test_rows_as_a_table():
+    rows = [
+        {"op": "a", "shape": {"n": 8}, "rate": 1234.5678, "bytes": 123_456, "speedup": {"peer": 2.0}},
+        {"op": "b", "shape": {"n": 9}, "back_s": None, "rate": 123456.5},
+    ]
+    assert latency.markdown_table(rows).splitlines() == [
+        "| op | n | rate | bytes | speedup peer | back_s |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| a | 8 | 1235 | 123456 | 2 |  |",
+        "| b | 9 | 123456.5 |  |  |  |",
+    ]
+
+
 def test_rows_need_our_provider():
     with pytest.raises(ValueError, match="was not timed"):
         latency.json_rows("decode", "s", "cpu", {"peer": Timing(1, 1, 1)}, "ours")
