@@ -1,128 +1,185 @@
 """KSA (arXiv 2604.24432): the service under load, `python -m feedworks.ksa.bench serve`.
 
-Three servers with random weights of one shape: the hybrid of summary attention, the same decoder with full
-attention in the same engine, and transformers' `generate` in static batches. This process sends the same
-prompts to them in turns and reads the streams.
+Three servers with random weights of one shape, see `feedworks.ksa.serve_models`. This process sends the same
+prompts to them in turns and reads the streams: clients come all at once, each with a prompt of its own, and
+wait for all of a greedy answer.
+
+What the rates mean. `tokens_per_s` is answers over the whole time; behind a long prompt most of that is
+reading. `prompt_tokens_per_s` is over the time in which any client waits for its first token,
+`decode_tokens_per_s` over that in which any is between its first token and its last. With one stream they
+are the speed of reading and of a step. With many, our engine does both in turns: it reads one long prompt at
+a time, in parts, and gives those that are read as much time as the reading takes. An answer that is short
+against the reading is over before the next prompt is read, so that few streams decode side by side
+(`decoding_at_once`) and the rows tell little of a cache with many sequences; `python -m feedworks.ksa.bench
+decode --batch 32` does. Transformers reads all prompts of a batch, then decodes all: its first tokens come
+late and together.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
-import numpy as np
 import torch
 
-from feedworks.ksa.settings import PackageConfig
-from feedworks.metrics.latency import device_label, print_rows
-from feedworks.serving.server import running_server
-from feedworks.serving.stream_load import StreamLoad, run_streams
+from feedworks.errors import FeedworksError
+from feedworks.ksa.serve_memory import leaving_rows, memory_rows
+from feedworks.ksa.serve_models import OURS, WAIT_S, Server, Shape, running_servers
+from feedworks.ksa.settings import LONGEST
+from feedworks.metrics.latency import device_label, markdown_table, print_rows
+from feedworks.progress import Progress
+from feedworks.serving.stream_load import StreamLoad, joined, run_streams
 
-SERVICE = "feedworks.ksa.service:KsaService"
-PEER = "feedworks.ksa.peer_service:StaticBatches"
-OURS, FULL, TRANSFORMERS = "ksa", "full", "transformers"
-SIZES: dict[str, Any] = {
-    "num_hidden_layers": 4,
-    "hidden_size": 512,
-    "intermediate_size": 1536,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "vocab_size": 4096,
-    "tie_word_embeddings": True,
-    "eos_token_id": None,
-}
+LEAVE_AT_ONCE = 8
+SHORTEST = 8  # tokens of a sequence, by the package's limits
+_COUNT = click.IntRange(min=1)
 
-
-class Shape(NamedTuple):
-    """What is asked: tokens of a prompt and of its answer, and W of the layers with summaries in chunks."""
-
-    prompt: int = 512
-    answer: int = 64
-    window: int = 16
-
-    @property
-    def context(self) -> int:
-        """Tokens of a sequence."""
-        return self.prompt + self.answer
+Row = dict[str, Any]
 
 
 @click.command()
-@click.option("--streams", type=int, multiple=True, default=(1, 8, 32), help="at once; may be repeated")
-@click.option("--prompt", type=int, default=512, show_default=True, help="tokens of a prompt")
-@click.option("--answer", type=int, default=64, show_default=True, help="tokens of an answer")
-@click.option("--window", type=int, default=16, show_default=True, help="chunks read raw")
-@click.option("--requests", type=int, default=2, show_default=True, help="of each stream and provider")
-@click.option("--threads", type=int, default=1, show_default=True, help="of torch in each server")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--streams", type=_COUNT, multiple=True, default=(1, 8, 32), show_default=True, help="at once; repeatable"
+)
+@click.option(
+    "--prompt",
+    "prompts",
+    type=_COUNT,
+    multiple=True,
+    default=(2048, 8192),
+    show_default=True,
+    help="tokens of a prompt; repeatable",
+)
+@click.option("--answer", type=_COUNT, default=64, show_default=True, help="tokens of an answer")
+@click.option("--answers", type=_COUNT, default=3, show_default=True, help="of each row, at least")
+@click.option(
+    "--leaving", type=click.IntRange(min=0), default=100, show_default=True, help="clients that leave"
+)
+@click.option("--window", type=_COUNT, default=128, show_default=True, help="chunks of 8 tokens read raw")
+@click.option("--threads", type=_COUNT, default=2, show_default=True, help="of torch in each server")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="of weights, prompts")
 def serve(
     streams: Sequence[int],
-    prompt: int,
+    prompts: Sequence[int],
     answer: int,
+    answers: int,
+    leaving: int,
     window: int,
-    requests: int,
     threads: int,
     seed: int,
 ) -> None:
-    """Streams of greedy answers; closed loop."""
-    shape = Shape(prompt, answer, window)
+    """Tokens per second, time to the first token and bytes of the cache with many streams.
+
+    KSA against the same model with full attention in the same engine and against transformers' generate in
+    static batches; clients that leave in mid-stream. JSON, one row a line; tables at the end on stderr.
+
+    On two cores of an AMD EPYC (Zen 5) the defaults take about a quarter of an hour, most of it 32 prompts of
+    8,192 tokens, and 10 GB of memory, most of it transformers' for those. `--prompt 2048` takes 4 minutes.
+    """
+    shapes = [_shape(prompt, answer, window) for prompt in dict.fromkeys(prompts)]
+    device = f"{device_label('cuda' if torch.cuda.is_available() else 'cpu')}, torch threads {threads}"
     most = max(streams)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        addresses = {}
-        for name, model in write_models(folder, shape, most, seed).items():
-            environment = {
-                "FEEDWORKS_MODEL_DIR": str(model),
-                "FEEDWORKS_STREAMS": str(most),
-                "OMP_NUM_THREADS": str(threads),
-            }
-            target = PEER if name == TRANSFORMERS else SERVICE
-            addresses[name] = stack.enter_context(running_server(target, environment, folder / f"{name}.log"))
-        bodies = request_bodies(shape, seed)
-        memory = stream_bytes(shape)
-        device = f"{device_label()}, {threads} threads a server"
-        measure(addresses, bodies, 2, 1)  # warms up
-        for count in streams:
-            loads = measure(addresses, bodies, count, requests)
-            print_rows(rows(loads, count, shape, memory, device))
+    rows: list[Row] = []
+    try:
+        for number, shape in enumerate(shapes):
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                running_servers(shape, most, threads, seed, Path(folder)) as servers,
+            ):
+                found = [memory_rows(servers, shape, most, device)]
+                if leaving and not number:  # one prompt length tells enough
+                    found.append(leaving_rows(servers, shape, leaving, min(LEAVE_AT_ONCE, most), device))
+                found += [
+                    _measured(servers, shape, count, answers, device) for count in dict.fromkeys(streams)
+                ]
+                for row in chain.from_iterable(found):
+                    print_rows([row])
+                    rows.append(row)
+    except FeedworksError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(tables(rows), err=True)
 
 
-def measure(
-    addresses: Mapping[str, str], bodies: Mapping[str, Sequence[bytes]], count: int, requests: int
-) -> dict[str, StreamLoad]:
-    """Load the providers in turns, so that a busy machine is equally busy for all."""
-    found: dict[str, list[StreamLoad]] = {name: [] for name in addresses}
-    names = list(addresses)
-    for turn in range(requests):
+def _shape(prompt: int, answer: int, window: int) -> Shape:
+    if not SHORTEST <= prompt + answer <= LONGEST:
+        told = f"--prompt {prompt} --answer {answer}: expected {SHORTEST} .. {LONGEST} tokens together"
+        raise click.UsageError(told)
+    return Shape(prompt, answer, window)
+
+
+def _measured(
+    servers: Mapping[str, Server], shape: Shape, streams: int, answers: int, device: str
+) -> Iterator[Row]:
+    yield from stream_rows(measure(servers, shape, streams, -(-answers // streams)), streams, shape, device)
+
+
+def measure(servers: Mapping[str, Server], shape: Shape, streams: int, rounds: int) -> dict[str, StreamLoad]:
+    """Load the servers in turns, so that a busy machine is equally busy for all.
+
+    Args:
+        servers: by name.
+        shape: of the requests.
+        streams: clients, with one request in each round.
+        rounds: every one begins with another server.
+
+    Raises:
+        FeedworksError: a server does not stream, or an answer has not as many tokens as were asked for.
+    """
+    found: dict[str, list[StreamLoad]] = {name: [] for name in servers}
+    names = list(servers)
+    for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            path = "/generate" if name == TRANSFORMERS else "/v1/completions"
-            found[name].append(run_streams(addresses[name] + path, bodies[name], count, 1))
-    return {
-        name: StreamLoad([each for load in loads for each in load.first_s], sum(x.duration_s for x in loads))
-        for name, loads in found.items()
-    }
+            server = servers[name]
+            label = f"prompt {shape.prompt}, {_streams(streams)}, round {turn + 1}/{rounds}: {name}, tokens"
+            with Progress(label, total=streams * shape.answer) as shown:
+                shown.advance(0)  # says what begins: the first token may take minutes
+                load = run_streams(server.url, server.bodies, streams, 1, within_s=WAIT_S, came=shown.advance)
+            for answer in load.answers:
+                if answer.num_events != shape.answer:
+                    raise FeedworksError(
+                        f"{name}: an answer has {answer.num_events} tokens, asked for {shape.answer}"
+                    )
+            found[name].append(load)
+    return {name: joined(loads) for name, loads in found.items()}
 
 
-def rows(
-    loads: Mapping[str, StreamLoad], count: int, shape: Shape, memory: Mapping[str, int], device: str
-) -> Iterator[dict[str, Any]]:
-    """Yield tokens per second, seconds to the first token and bytes of one stream for each provider."""
-    rate = {name: len(load.first_s) * shape.answer / load.duration_s for name, load in loads.items()}
+def _streams(count: int) -> str:
+    return "1 stream" if count == 1 else f"{count} streams"
+
+
+def stream_rows(loads: Mapping[str, StreamLoad], streams: int, shape: Shape, device: str) -> Iterator[Row]:
+    """Yield for each server tokens per second, of all, of reading and of decoding, and seconds to the first.
+
+    Args:
+        loads: what each was measured to do.
+        streams: clients at once.
+        shape: of the requests.
+        device: where the servers ran.
+
+    Yields:
+        see the top of this file; for ours `throughput` = {peer: our tokens per second / the peer's}.
+    """
+    rate = {name: load.num_events / load.duration_s for name, load in loads.items()}
     for name, load in loads.items():
-        row = {
+        num_answers = len(load.answers)
+        decoded, decoding_s = load.num_events - num_answers, load.streamed_s
+        row: Row = {
             "op": "serve_stream",
             "provider": name,
-            "shape": {"streams": count, "prompt": shape.prompt, "answer": shape.answer},
+            "shape": {"streams": streams, "prompt": shape.prompt, "answer": shape.answer},
             "device": device,
-            "tokens_per_s": round(rate[name], 1),
+            "answers": num_answers,
+            "tokens": load.num_events,
+            "tokens_per_s": round(rate[name], 2),
             "first_p50_s": round(load.quantile_s(0.5), 4),
             "first_p99_s": round(load.quantile_s(0.99), 4),
-            "bytes_per_stream": memory[name],
+            "prompt_tokens_per_s": round(num_answers * shape.prompt / load.waited_s, 1),
+            "decode_tokens_per_s": round(decoded / decoding_s, 2) if decoding_s else None,
+            "decoding_at_once": round(load.at_once, 2),
         }
         if name == OURS:
             row["throughput"] = {
@@ -131,72 +188,15 @@ def rows(
         yield row
 
 
-def stream_bytes(shape: Shape) -> dict[str, int]:
-    """Bytes that keys and values of one stream hold at its end, in fp32."""
-    from feedworks.ksa.cache import formula_bytes
-
-    made = configs(shape)
-    full = formula_bytes(made[FULL], shape.context, 4)
-    return {OURS: formula_bytes(made[OURS], shape.context, 4), FULL: full, TRANSFORMERS: full}
-
-
-def configs(shape: Shape) -> dict[str, Any]:
-    """The hybrid, and full attention by configuration."""
-    from feedworks.ksa.architecture import Qwen3KsaConfig, hybrid_windows
-
-    num_layers = SIZES["num_hidden_layers"]
-    sizes = SIZES | {"max_position_embeddings": max(shape.context, 1024)}
-    return {
-        OURS: Qwen3KsaConfig(**sizes, windows=hybrid_windows(num_layers, shape.window)),
-        FULL: Qwen3KsaConfig(**sizes, windows=[None] * num_layers, summaries=0),
-    }
-
-
-def request_bodies(shape: Shape, seed: int) -> dict[str, list[bytes]]:
-    """Prompts of random tokens, as each provider takes them."""
-    rng = np.random.default_rng(seed)
-    prompts = rng.integers(0, SIZES["vocab_size"], (64, shape.prompt)).tolist()
-    ours = {"max_tokens": shape.answer, "temperature": 0, "stream": True, "ignore_eos": True}
-    for_us = [json.dumps(ours | {"prompt": prompt}).encode() for prompt in prompts]
-    for_them = [json.dumps({"prompt": prompt, "max_tokens": shape.answer}).encode() for prompt in prompts]
-    return {OURS: for_us, FULL: for_us, TRANSFORMERS: for_them}
-
-
-def write_models(folder: Path, shape: Shape, streams: int, seed: int) -> dict[str, Path]:
-    """Write a random model for each provider, as it loads it."""
-    from feedworks.ksa.checkpoint import as_qwen3, save
-    from feedworks.ksa.model import Qwen3KsaForCausalLM
-    from feedworks.ksa.packaging import write_folder
-
-    limits = PackageConfig(
-        max_context=shape.context, max_new_tokens=shape.answer, max_streams=streams, max_queue=64
-    )
-    tokenizer = write_tokenizer(folder / "tokenizer")
-    found = {}
-    for name, config in configs(shape).items():
-        torch.manual_seed(seed)
-        model = Qwen3KsaForCausalLM(config).eval()
-        save(model, folder / f"{name}-model")
-        found[name] = folder / name
-        write_folder(found[name], folder / f"{name}-model", tokenizer, limits, {})
-        if name == FULL:
-            found[TRANSFORMERS] = folder / TRANSFORMERS
-            save(as_qwen3(model), found[TRANSFORMERS])
-    return found
-
-
-def write_tokenizer(folder: Path) -> Path:
-    """Write a vocabulary in which every token is text of its own."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [f"w{number}" for number in range(SIZES["vocab_size"] - len(alphabet))]
-    backend = Tokenizer(models.BPE({word: at for at, word in enumerate([*alphabet, *words])}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
-    return folder
+def tables(rows: Sequence[Row]) -> str:
+    """Return a Markdown table for each kind of row, without the machine's name."""
+    found = []
+    for op in dict.fromkeys(row["op"] for row in rows):
+        kept = [
+            {k: v for k, v in row.items() if k not in ("op", "device")} for row in rows if row["op"] == op
+        ]
+        found.append(f"{op}\n\n{markdown_table(kept)}\n")
+    return "\n".join([rows[0]["device"], "", *found])
 
 
 if __name__ == "__main__":
