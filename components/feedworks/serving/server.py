@@ -20,7 +20,7 @@ from feedworks.errors import FeedworksError
 
 HOST = "127.0.0.1"
 MODEL_DIR = "FEEDWORKS_MODEL_DIR"
-READY_WITHIN_S = 120.0
+READY_WITHIN_S = 300.0
 
 
 def server_command(target: str, port: int) -> list[str]:
@@ -100,10 +100,18 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path)
     deadline_s = time.monotonic() + READY_WITHIN_S
     while time.monotonic() < deadline_s:
         if process.poll() is not None:
-            raise FeedworksError(f"the service ended with code {process.returncode}; see {log}")
+            told = f"the service ended with code {process.returncode}"
+            raise FeedworksError(f"{told}: {_last_line(log)}; see {log}")
         try:
             with direct.open(f"{address}/readyz", timeout=1.0):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
-    raise FeedworksError(f"the service was not ready after {READY_WITHIN_S:.0f} s; see {log}")
+    told = f"the service was not ready after {READY_WITHIN_S:.0f} s"
+    raise FeedworksError(f"{told}: {_last_line(log)}; see {log}")
+
+
+def _last_line(log: Path) -> str:
+    """What the server said last: the log itself may lie in a folder that ends with the caller."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1][:300] if lines else "it said nothing"

@@ -16,6 +16,7 @@ import httpx
 import openai
 import pytest
 
+from feedworks.errors import FeedworksError
 from feedworks.ksa.vocabulary import Vocabulary
 from feedworks.serving.scrape import scrape
 from feedworks.serving.server import running_server
@@ -378,3 +379,12 @@ def test_a_patience_that_is_none_ends_the_server_with_one_line(tmp_path: Path) -
     assert "FEEDWORKS_WAIT: expected seconds above 0, got 'soon'" in how_it_ends(
         folder, FEEDWORKS_WAIT="soon"
     )
+
+
+def test_a_server_that_ends_tells_why(tmp_path: Path) -> None:
+    environment = {"FEEDWORKS_MODEL_DIR": str(tmp_path / "no-model")}
+    with (
+        pytest.raises(FeedworksError, match=r"ended with code 1: Error: model .*no-model: .*; see .*log"),
+        running_server(served.TARGET, environment, tmp_path / "log"),
+    ):
+        pass
