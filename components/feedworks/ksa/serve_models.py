@@ -17,7 +17,7 @@ import torch
 
 from feedworks.ksa.settings import PackageConfig
 from feedworks.progress import say
-from feedworks.serving.server import running_server
+from feedworks.serving.server import MODEL_DIR, running_server
 
 SERVICE = "feedworks.ksa.service:KsaService"
 PEER = "feedworks.ksa.peer_service:StaticBatches"
@@ -89,7 +89,7 @@ def running_servers(
         found = {}
         for name, model in write_models(folder, shape, streams, seed).items():
             environment = {
-                "FEEDWORKS_MODEL_DIR": str(model),
+                MODEL_DIR: str(model),
                 "FEEDWORKS_STREAMS": str(streams),
                 "FEEDWORKS_CONTEXT": str(shape.context),
                 "FEEDWORKS_WAIT": str(WAIT_S),
