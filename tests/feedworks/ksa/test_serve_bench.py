@@ -35,7 +35,7 @@ def ended() -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": sources},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=580,
         check=False,
     )
 
