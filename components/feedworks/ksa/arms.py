@@ -42,6 +42,7 @@ def architecture(arm: Arm, model: ModelConfig, **tokens: int) -> Qwen3KsaConfig:
         max_position_embeddings=model.max_length,
         rope_parameters={"rope_type": "default", "rope_theta": model.rope_base},
         tie_word_embeddings=model.tie,
+        initializer_range=model.init_std,
         **sizes(arm, model, model.num_layers),
         **tokens,
     )

@@ -74,6 +74,17 @@ def epochs(source: Source, batch_size: int, steps_per_epoch: int) -> Callable[[i
     return lambda epoch: Steps(source, batch_size, epoch * steps_per_epoch, steps_per_epoch)
 
 
+class Later:
+    """The rows of a source from a step on."""
+
+    def __init__(self, source: Source, first: int) -> None:
+        self._source, self._first = source, first
+
+    def batch(self, step: int, size: int) -> TextBatch:
+        """See `Source`."""
+        return self._source.batch(self._first + step, size)
+
+
 class Windows:
     """Any windows of a text, whose documents follow each other and are read across their borders.
 

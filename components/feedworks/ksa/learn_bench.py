@@ -1,4 +1,4 @@
-"""KSA (arXiv 2604.24432): `python -m feedworks.ksa.bench learn`, see `feedworks.ksa.learning`.
+"""KSA (arXiv 2604.24432): `python -m feedworks.ksa.bench learn`, see `learning.py` and `learn_recall.py`.
 
 One JSON object per line as each model is done, the same lines in `<out>/<what>.jsonl`, a table at the end.
 """
@@ -15,7 +15,8 @@ import torch
 
 from feedworks.errors import FeedworksError
 from feedworks.ksa.arms import ARMS, Arm
-from feedworks.ksa.learning import Row, books, books_plan, conversion, recall, recall_plan
+from feedworks.ksa.learn_recall import recall, recall_plan
+from feedworks.ksa.learning import Row, books, books_plan, conversion
 from feedworks.metrics.latency import print_rows
 
 # Full attention first: the others tell their loss as a share of its.

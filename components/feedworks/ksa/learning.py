@@ -1,6 +1,5 @@
 """KSA (arXiv 2604.24432): what summaries are worth, learned by small models on two CPU cores.
 
-    recall      pairs that lie further back than all layers' raw windows together reach
     books       the same decoder with each attention, same rows and steps, loss on text kept apart
     conversion  the full-attention model of `books`: distilled, then annealed, in a fifth of its steps
 
@@ -20,15 +19,13 @@ import torch
 from torch import Tensor
 
 from feedworks.datasets.folder import open_data
-from feedworks.errors import ConfigError
 from feedworks.ksa import stages
 from feedworks.ksa.arms import ARMS, FULL, OURS, Arm, architecture, sizes
 from feedworks.ksa.checkpoint import as_qwen3, from_qwen3, load, save
 from feedworks.ksa.corpus import SMALLEST_VOCABULARY, TokenFile, fit_tokenizer, tokenise
-from feedworks.ksa.data import TextBatch, Windows
+from feedworks.ksa.data import Later, Windows
 from feedworks.ksa.heldout import heldout_loss, rows_of
 from feedworks.ksa.model import Qwen3KsaForCausalLM
-from feedworks.ksa.recall import RecallTask, out_of_reach, recall_accuracy, recall_batch
 from feedworks.ksa.settings import AnnealConfig, DistilConfig, ModelConfig, PretrainConfig, StageConfig
 from feedworks.progress import say
 from feedworks.training.loop import FitResult
@@ -38,7 +35,7 @@ from feedworks.training.settings import TrainConfig, seeded
 Row = dict[str, Any]
 StageT = TypeVar("StageT", bound=StageConfig)
 DISTIL_SHARE, ANNEAL_SHARE = 0.05, 0.15  # of the steps that made the full-attention model
-_TRAINING = TrainConfig(
+TRAINING = TrainConfig(
     epochs=1,
     batch_size=1,
     weight_decay=0.01,
@@ -51,29 +48,13 @@ _TRAINING = TrainConfig(
 )
 
 
-class RecallPlan(NamedTuple):
-    """How recall is learned.
-
-    Attributes:
-        model: sizes; its windows reach `out_of_reach` tokens at most.
-        stage: steps and optimiser; `batch_size` rows of the first task, fewer of longer ones.
-        tasks: what is asked for during equal shares of the steps, easy ones first; the last is measured.
-        num_measured: rows.
-    """
-
-    model: ModelConfig
-    stage: StageConfig
-    tasks: tuple[RecallTask, ...]
-    num_measured: int = 256
-
-
 class BooksPlan(NamedTuple):
     """How the books are learned.
 
     Attributes:
         model: sizes.
         stage: steps and optimiser; every attention reads all text raw in the first steps, as
-            `full_share` says. From scratch a small model with summaries learns more slowly than one without.
+            `full_share` (not 0) says. From random weights a small model with summaries learns more slowly.
         vocab_size: of the tokenizer; the least there is makes a token of every byte.
         max_rows: rows of validation and of test, each.
         distil_lr: peak rate of the conversion's first stage, which trains the summaries alone.
@@ -86,38 +67,6 @@ class BooksPlan(NamedTuple):
     max_rows: int = 128
     distil_lr: float = 2e-3
     anneal_lr: float = 5e-4
-
-
-def recall_plan(num_steps: int = 3000) -> RecallPlan:
-    """Two layers and chunks of 8 tokens, a window of one chunk more: nothing raw crosses 32 tokens."""
-    model = ModelConfig(
-        width=64,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=2,
-        head_width=32,
-        hidden=128,
-        window=1,
-        full_every=0,
-        max_length=256,
-        rope_base=100.0,
-    )
-    gap = out_of_reach(num_layers=model.num_layers, window=model.window, chunk=model.chunk)
-    of_ids = {"num_keys": 16, "num_values": 16, "num_noise": 8}
-    near = [
-        RecallTask(length=length, gap=gap // 4, least_gap=0, num_pairs=4, num_queries=4, **of_ids)
-        for length in (32, 64)
-    ]
-    far = [
-        RecallTask(length=length, gap=gap, least_gap=0, num_pairs=8, num_queries=8, **of_ids)
-        for length in (128, 256)
-    ]
-    training = replace(_TRAINING, batch_size=32, lr=3e-3)
-    return RecallPlan(
-        model,
-        StageConfig(seq_len=256, steps_per_epoch=num_steps, training=training),
-        (*near, *far, replace(far[-1], least_gap=None)),
-    )
 
 
 def books_plan(num_steps: int = 1000) -> BooksPlan:
@@ -133,38 +82,9 @@ def books_plan(num_steps: int = 1000) -> BooksPlan:
         full_every=0,
         max_length=512,
     )
-    training = replace(_TRAINING, batch_size=6, lr=2e-3, precision="bf16-mixed")
+    training = replace(TRAINING, batch_size=6, lr=2e-3, precision="bf16-mixed")
     stage = PretrainConfig(seq_len=512, steps_per_epoch=num_steps, training=training, full_share=0.5)
     return BooksPlan(model, stage)
-
-
-def recall(
-    out_dir: Path, plan: RecallPlan, *, arms: Sequence[Arm] = ARMS, seeds: Sequence[int] = (0,)
-) -> Iterator[Row]:
-    """Train each attention on recall and yield how often it names the value that is asked for.
-
-    Args:
-        out_dir: keeps the state of the runs.
-        plan: sizes, tasks and steps.
-        arms: attentions.
-        seeds: of weights and rows, one run each.
-    """
-    final = plan.tasks[-1]
-    for seed, arm in ((seed, arm) for seed in seeds for arm in arms):
-        say(f"recall: {arm}, seed {seed}")
-        model = _fresh(arm, plan.model, seed, vocab_size=final.vocab_size)
-        stage = _seeded(plan.stage, seed)
-        rows = _RecallRows(plan.tasks, stage.num_steps, seed)
-        result = stages.pretrain(model, rows, stage, out_dir / f"recall-{arm}-{seed}").result
-        ids_BT, label_BT = recall_batch(final, plan.num_measured, seed, "measured")
-        with torch.no_grad():
-            logits_BTV = torch.cat([model(part).logits for part in torch.split(ids_BT, 32)])
-        accuracy = recall_accuracy(logits_BTV, label_BT)
-        yield _row("recall", arm, seed, result) | {
-            "gap": final.gap,
-            "accuracy": accuracy,
-            "chance": final.chance,
-        }
 
 
 def books(
@@ -193,7 +113,7 @@ def books(
         for arm in arms:
             say(f"books: {arm}, seed {seed}")
             model, result = _from_scratch(arm, text, out_dir, plan, seed)
-            row = _row("books", arm, seed, result) | text.losses(model)
+            row = row_of("books", arm, seed, result) | text.losses(model)
             full = row if arm == FULL else full
             yield row | _shares(row, full)
 
@@ -217,11 +137,11 @@ def conversion(
     text = _Text(data, out_dir, plan)
     for seed in seeds:
         base, result = _from_scratch(FULL, text, out_dir, plan, seed)
-        full = _row("conversion", FULL, seed, result) | text.losses(base)
+        full = row_of("conversion", FULL, seed, result) | text.losses(base)
         yield full
         save(as_qwen3(base), out_dir / f"base-{seed}")
         model = from_qwen3(out_dir / f"base-{seed}", **sizes(OURS, plan.model, plan.model.num_layers))
-        untrained = _row("conversion", "untrained", seed, None) | text.losses(model)
+        untrained = row_of("conversion", "untrained", seed, None) | text.losses(model)
         yield untrained | _shares(untrained, full)
         for stage in _conversion_stages(plan, seed):
             name = "distil" if isinstance(stage, DistilConfig) else "anneal"
@@ -231,26 +151,10 @@ def conversion(
                 result = stages.distil(model, rows, stage, state_dir).result
             else:
                 result = stages.anneal(model, rows, stage, state_dir).result
-            row = _row("conversion", name, seed, result) | text.losses(model)
+            row = row_of("conversion", name, seed, result) | text.losses(model)
             row["share_of_steps"] = result.num_steps / plan.stage.num_steps
             yield row | _shares(row, full)
         save(model, out_dir / f"converted-{seed}")
-
-
-class _RecallRows:
-    """Rows of one task after the other; a step holds about as many tokens of each."""
-
-    def __init__(self, tasks: Sequence[RecallTask], num_steps: int, seed: int) -> None:
-        self._tasks, self._num_steps, self._seed = tasks, num_steps, seed
-        if min(task.length for task in tasks) < tasks[0].length:
-            raise ConfigError("recall: the first task must have the shortest rows")
-
-    def batch(self, step: int, size: int) -> TextBatch:
-        """See `feedworks.ksa.data.Source`."""
-        last = len(self._tasks) - 1
-        task = self._tasks[min(last, step * len(self._tasks) // self._num_steps)]
-        num_rows = max(1, size * self._tasks[0].length // task.length)
-        return TextBatch(*recall_batch(task, num_rows, self._seed, "training", step))
 
 
 class _Text:
@@ -282,12 +186,18 @@ class _Text:
 def _from_scratch(
     arm: Arm, text: _Text, out_dir: Path, plan: BooksPlan, seed: int
 ) -> tuple[Qwen3KsaForCausalLM, FitResult]:
-    model = _fresh(arm, plan.model, seed, vocab_size=text.vocab_size)
-    stage = _seeded(plan.stage, seed)
-    rows = Windows(text.training, stage.seq_len, stage.training.seed)
-    result = stages.pretrain(model, rows, stage, out_dir / "state" / f"{arm}-{seed}").result
+    """Train as `stages.pretrain` would; the steps with full attention are taken once for all arms."""
+    first, rest = of_seed(plan.stage, seed).parts()
+    rows = Windows(text.training, first.seq_len, first.training.seed)
+    base = fresh(FULL, plan.model, seed, vocab_size=text.vocab_size)
+    start = stages.pretrain(base, rows, first, out_dir / "state" / f"start-{seed}").result
+    save(as_qwen3(base), out_dir / f"start-{seed}")
+    model = from_qwen3(out_dir / f"start-{seed}", **sizes(arm, plan.model, plan.model.num_layers)).train()
+    later, state_dir = Later(rows, first.num_steps), out_dir / "state" / f"{arm}-{seed}"
+    result = stages.pretrain(model, later, rest, state_dir).result
     save(model, out_dir / f"{arm}-{seed}")
-    return load(out_dir / f"{arm}-{seed}"), result
+    seconds = start.seconds + result.seconds
+    return load(out_dir / f"{arm}-{seed}"), result._replace(num_steps=plan.stage.num_steps, seconds=seconds)
 
 
 def _conversion_stages(plan: BooksPlan, seed: int) -> tuple[DistilConfig, AnnealConfig]:
@@ -309,16 +219,19 @@ def _conversion_stages(plan: BooksPlan, seed: int) -> tuple[DistilConfig, Anneal
     )
 
 
-def _fresh(arm: Arm, model: ModelConfig, seed: int, *, vocab_size: int) -> Qwen3KsaForCausalLM:
+def fresh(arm: Arm, model: ModelConfig, seed: int, *, vocab_size: int) -> Qwen3KsaForCausalLM:
+    """Return a model with the random weights of a seed."""
     seed_everything(seed)
     return Qwen3KsaForCausalLM(architecture(arm, model, vocab_size=vocab_size))
 
 
-def _seeded(stage: StageT, seed: int) -> StageT:
+def of_seed(stage: StageT, seed: int) -> StageT:
+    """Return the stage with a seed of its own."""
     return replace(stage, training=seeded(stage.training, seed))
 
 
-def _row(what: str, arm: str, seed: int, result: FitResult | None) -> Row:
+def row_of(what: str, arm: str, seed: int, result: FitResult | None) -> Row:
+    """Return what every row of results begins with; no steps of a model that was not trained."""
     steps, seconds = (result.num_steps, round(result.seconds, 1)) if result else (0, 0.0)
     return {"what": what, "arm": arm, "seed": seed, "steps": steps, "seconds": seconds}
 

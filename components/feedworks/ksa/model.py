@@ -307,6 +307,20 @@ class Qwen3KsaForCausalLM(KsaGeneration, Qwen3KsaPreTrainedModel, Qwen3ForCausal
             if "_summary." in name or "summary_embedding." in name:
                 yield name, parameter
 
+    @torch.no_grad()
+    def copy_text_to_summaries(self) -> None:
+        """Begin summaries as a conversion does: the text's projections, the mean of the embedding table."""
+        if not self.config.summaries:
+            return
+        table_VD = self.model.embed_tokens.weight
+        mean_D = table_VD.mean(0, dtype=torch.float32).to(table_VD.dtype)
+        self.model.summary_embedding.weight.copy_(mean_D.expand_as(self.model.summary_embedding.weight))
+        for module in self.modules():
+            if isinstance(module, KsaAttention) and module.has_own:
+                for name in ("q", "k", "v"):
+                    text = getattr(module, f"{name}_proj").state_dict()
+                    getattr(module, f"{name}_summary").load_state_dict(text)
+
     def set_summary_weight(self, weight: float) -> None:
         """Set lambda, the share of the summary rows' own projections; the rest is the text's.
 

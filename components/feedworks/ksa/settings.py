@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from feedworks.configuration import at_least, between, positive
@@ -32,6 +32,7 @@ class ModelConfig:
         rope_base: of the rotary positions.
         max_length: longest text, prompt and answer together.
         tie: embedding and output share their weights.
+        init_std: standard deviation of random weights.
     """
 
     width: int = 256
@@ -47,12 +48,13 @@ class ModelConfig:
     rope_base: float = 10_000.0
     max_length: int = 4096
     tie: bool = True
+    init_std: float = 0.02
 
     def __post_init__(self) -> None:
         at_least(1, "model", width=self.width, num_layers=self.num_layers, hidden=self.hidden)
         at_least(1, "model", chunk=self.chunk, summaries=self.summaries, num_kv_heads=self.num_kv_heads)
         at_least(0, "model", window=self.window, full_every=self.full_every)
-        positive("model", rope_base=self.rope_base)
+        positive("model", rope_base=self.rope_base, init_std=self.init_std)
         between(self.chunk, LONGEST, "model", max_length=self.max_length)
         if self.summaries > self.chunk:
             raise ConfigError(f"model.summaries={self.summaries}: expected at most chunk = {self.chunk}")
@@ -161,7 +163,8 @@ class PretrainConfig(StageConfig):
 
     Attributes:
         full_share: share of the steps, the first ones, in which every layer reads all text raw and there are
-            no summaries: what a small model learns from near and far text alike it learns faster so.
+            no summaries: what a small model learns from near and far text alike it learns faster so. Then
+            the summaries' projections begin as the text's, and optimiser and schedule begin anew.
     """
 
     full_share: float = 0.0
@@ -169,6 +172,32 @@ class PretrainConfig(StageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         between(0, 1, "pretrain", full_share=self.full_share)
+        if self.full_share and not 0 < self.num_full_steps < self.num_steps:
+            raise ConfigError(
+                f"pretrain.full_share={self.full_share}: leaves no step on one side of {self.num_steps} steps"
+            )
+
+    @property
+    def num_full_steps(self) -> int:
+        """Steps with full attention."""
+        return round(self.full_share * self.num_steps)
+
+    def parts(self) -> tuple[StageConfig, StageConfig]:
+        """The steps with full attention, at a rate that stays, and those after; `full_share` is not 0."""
+        rest = self.num_steps - self.num_full_steps
+        epochs = max(1, rest // self.steps_per_epoch)
+        constant = replace(self.training, epochs=1, schedule="constant", decay_steps=0)
+        after = replace(self.training, epochs=epochs)
+        return self._part(self.num_full_steps, constant), self._part(rest // epochs, after)
+
+    def _part(self, steps_per_epoch: int, training: TrainConfig) -> StageConfig:
+        return StageConfig(
+            seq_len=self.seq_len,
+            steps_per_epoch=steps_per_epoch,
+            training=training,
+            pack=self.pack,
+            checkpointing=self.checkpointing,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

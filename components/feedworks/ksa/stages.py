@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from feedworks.errors import ConfigError
-from feedworks.ksa.data import Packed, Source, TextBatch, Windows, epochs
+from feedworks.ksa.data import Later, Packed, Source, TextBatch, Windows, epochs
 from feedworks.ksa.heldout import MONITOR
 from feedworks.ksa.losses import attention_terms, num_targets, token_terms
 from feedworks.ksa.model import Qwen3KsaForCausalLM
@@ -68,7 +69,8 @@ def pretrain(
     Args:
         model: any windows, with or without summaries.
         source: training rows.
-        cfg: steps, optimiser, checkpointing; of a `PretrainConfig` also how long all text is read raw.
+        cfg: steps, optimiser, checkpointing; of a `PretrainConfig` also how long all text is read raw, at
+            first and without evaluation.
         state_dir: of the run, for exact resume.
         evaluate: (model, epoch) -> metrics, `feedworks.ksa.heldout.MONITOR` among them, which chooses the
             best epoch; without it the last weights stay. See `feedworks.ksa.heldout.evaluation`.
@@ -77,12 +79,14 @@ def pretrain(
         ConfigError: `state_dir` holds another run.
         ModelError: training broke down.
     """
-    num_full = cfg.full_share * cfg.num_steps if isinstance(cfg, PretrainConfig) else 0
-
-    def loss(module: Any, batch: TextBatch) -> dict[str, Tensor]:
-        return _next_token(module, batch, full=batch.step < num_full)
-
-    return _run(model, source, cfg, state_dir, loss, evaluate)
+    if not (isinstance(cfg, PretrainConfig) and cfg.full_share):
+        return _run(model, source, cfg, state_dir, _next_token, evaluate)
+    first, rest = cfg.parts()
+    full = _run(model, source, first, state_dir / "full", partial(_next_token, full=True), None).result
+    model.train()
+    model.copy_text_to_summaries()
+    found = _run(model, Later(source, first.num_steps), rest, state_dir / "rest", _next_token, evaluate)
+    return Trained(model, _joined(full, found.result))
 
 
 def distil(
@@ -214,6 +218,19 @@ def raise_rope_base(model: Qwen3KsaForCausalLM, factor: float, length: int) -> N
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(model.device)
 
 
+def _joined(first: FitResult, then: FitResult) -> FitResult:
+    """One run out of two; the first one, which nothing was measured in, is an epoch."""
+    moved = {"epoch": len(first.history), "step": first.num_steps}
+    rows = [row | {name: row[name] + by for name, by in moved.items()} for row in then.history]
+    return FitResult(
+        history=[*first.history, *rows],
+        best_epoch=then.best_epoch if then.best_epoch < 0 else then.best_epoch + len(first.history),
+        best_metric=then.best_metric,
+        num_steps=first.num_steps + then.num_steps,
+        seconds=first.seconds + then.seconds,
+    )
+
+
 def _run(
     model: Qwen3KsaForCausalLM,
     source: Source,
@@ -253,7 +270,6 @@ def _next_token(module: Any, batch: TextBatch, *, full: bool = False) -> dict[st
 
 
 def _distilled(module: Any, batch: TextBatch, cfg: DistilConfig) -> dict[str, Tensor]:
-
     own: list[Tensor] = []
     teacher: list[Tensor] = []
     ids_BT, label_BT, document_BT = batch.input_ids_BT, batch.label_BT, batch.document_BT

@@ -6,6 +6,7 @@ from click.testing import CliRunner
 
 from feedworks.ksa import learning
 from feedworks.ksa.learn_bench import learn, table
+from feedworks.ksa.learn_recall import recall, recall_plan
 from feedworks.ksa.recall import out_of_reach
 
 SMALL = {"width": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_width": 8, "hidden": 24}
@@ -23,23 +24,24 @@ def books(tmp_path_factory):
     return list(learning.books("synthetic", out, plan, arms=["full", "ksa", "window"])), out, plan
 
 
-def test_recall_trains_every_attention_on_the_same_rows(tmp_path):
-    plan = small(learning.recall_plan(5))._replace(num_measured=4)
-    rows = list(learning.recall(tmp_path, plan, arms=["full", "ksa"]))
-    assert [row["arm"] for row in rows] == ["full", "ksa"]
-    assert all(0 <= row["accuracy"] <= 1 and row["steps"] == 5 for row in rows)
+def test_recall_trains_every_attention_from_scratch_on_the_same_rows(tmp_path):
+    plan = small(recall_plan(4))._replace(num_measured=4)
+    rows = list(recall(tmp_path, plan, arms=["full", "ksa", "window"]))
+    assert [(row["arm"], row["steps"]) for row in rows] == [("full", 4), ("ksa", 4), ("window", 4)]
+    assert all(0 <= row["accuracy"] <= 1 for row in rows)
     # A run that is done is not done again.
-    again = list(learning.recall(tmp_path, plan, arms=["full", "ksa"]))
+    again = list(recall(tmp_path, plan, arms=["full", "ksa", "window"]))
     assert [row["accuracy"] for row in again] == [row["accuracy"] for row in rows]
 
 
 def test_the_needle_of_the_plan_lies_beyond_all_windows_together():
-    plan = learning.recall_plan()
-    model = plan.model
+    plan = recall_plan()
+    model, task = plan.model, plan.measured
     assert model.full_every == 0
-    gap = plan.tasks[-1].gap
-    assert gap >= out_of_reach(num_layers=model.num_layers, window=model.window, chunk=model.chunk)
-    assert plan.tasks[-1].least_gap is None
+    assert task.gap >= out_of_reach(num_layers=model.num_layers, window=model.window, chunk=model.chunk)
+    assert not task.repeats
+    assert not task.name_keys
+    assert task.num_queries == task.num_pairs
 
 
 def test_the_books_give_each_loss_and_its_share_of_full_attention(books):

@@ -1,5 +1,7 @@
 """Associative recall: every asked value can be found by its key, far away, and by nothing else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,49 +11,69 @@ from feedworks.ksa.losses import IGNORED
 from feedworks.ksa.recall import RecallTask, out_of_reach, recall_accuracy, recall_batch
 
 TASK = RecallTask(length=120, gap=60, num_pairs=6, num_queries=3, num_keys=10, num_values=7, num_noise=5)
-
-
-def looked_up(task, row):
-    """Distance back to each asked key and the value beside it, by reading the row."""
-    question = task.length - 2 * task.num_queries
-    for place in range(question, task.length, 2):
-        before = [i for i in range(place) if row[i] == row[place] and i < question]
-        assert len(before) == 1, "a key stands there once"
-        yield place - before[0], row[before[0] + 1], row[place + 1]
+AGAIN = RecallTask(length=96, gap=20, num_pairs=3, num_queries=7, repeats=0.4, num_keys=8, num_values=6)
 
 
 @pytest.mark.parametrize(
     "task",
     [
         TASK,
-        RecallTask(length=2 * 9 + 20 + 1, gap=20, num_pairs=5, num_queries=4, num_keys=5),
-        RecallTask(length=64, gap=30, least_gap=0, num_pairs=4, num_queries=1),
+        RecallTask(length=2 * 9 + 20, gap=20, num_pairs=5, num_queries=4, num_keys=5),
+        AGAIN,
+        RecallTask(length=24, gap=0, num_pairs=3, num_queries=3, repeats=1.0, num_keys=8),
     ],
-    ids=["roomy", "as short as can be", "gaps of many lengths"],
+    ids=["roomy", "as short as can be", "pairs that return", "pairs alone"],
 )
-def test_a_key_looked_up_gives_the_label_and_no_other_place_does(task):
+def test_a_label_is_what_the_key_before_it_had_before_and_every_such_value_is_one(task):
     batch = recall_batch(task, 50, 3)
+    question = task.length - 2 * task.num_queries
     for row, label in zip(batch.input_ids_BT.tolist(), batch.label_BT.tolist(), strict=True):
-        found = list(looked_up(task, row))
-        assert [found_value for _, found_value, _ in found] == [asked for _, _, asked in found]
-        question = task.length - 2 * task.num_queries
-        asked = [token for token in label if token != IGNORED]
-        assert asked == row[question + 1 :: 2]
-        assert all(task.num_keys <= token < task.num_keys + task.num_values for token in asked)
-        keys_and_values = [i for i in range(question) if row[i] < task.num_keys + task.num_values]
-        assert len(keys_and_values) == 2 * task.num_pairs
-        gap = question - 1 - keys_and_values[-1]
-        assert gap >= (task.gap if task.least_gap is None else task.least_gap)
-        assert min(distance for distance, _, _ in found) > gap
+        value_of: dict[int, int] = {}
+        wanted = [IGNORED] * task.length
+        for place in range(0, task.length, 2):
+            key, value = row[place : place + 2]
+            if key >= task.num_keys + task.num_values:
+                assert value >= task.num_keys + task.num_values, "noise holds no value"
+                continue
+            assert key < task.num_keys <= value
+            assert not question - task.gap <= place < question, "no pair stands in the gap"
+            if key in value_of:
+                wanted[place + 1] = value_of[key]
+            assert value_of.setdefault(key, value) == value, "a key has one value in a row"
+        assert label == wanted
+        assert len(value_of) == task.num_pairs
+        assert all(token != IGNORED for token in label[question + 1 :: 2]), "questions can be answered"
     assert batch.input_ids_BT.max() < task.vocab_size
 
 
-def test_gaps_of_many_lengths_reach_from_the_least_to_the_whole():
-    task = RecallTask(length=64, gap=30, least_gap=0, num_pairs=4, num_queries=1)
-    rows = recall_batch(task, 400, 0).input_ids_BT.numpy()
-    last = [np.flatnonzero(row[:62] < 128)[-1] for row in rows]
-    assert min(last) < 32
-    assert max(last) == 61
+def test_pairs_return_as_often_as_asked_and_only_then():
+    def early_pairs(task):
+        early = recall_batch(task, 500, 1).input_ids_BT[
+            :, : task.length - task.gap - 2 * task.num_queries : 2
+        ]
+        return (early < task.num_keys).sum(dim=1).double()
+
+    assert (early_pairs(TASK) == TASK.num_pairs).all()
+    num_early = (AGAIN.length - AGAIN.gap) // 2 - AGAIN.num_queries
+    expected = AGAIN.num_pairs + AGAIN.repeats * (num_early - AGAIN.num_pairs)
+    assert float(early_pairs(AGAIN).mean()) == pytest.approx(expected, rel=0.05)
+
+
+def test_all_pairs_are_asked_for_before_one_is_again():
+    asked = recall_batch(AGAIN, 200, 0).input_ids_BT[:, -2 * AGAIN.num_queries :: 2]
+    for keys in asked.tolist():
+        assert len(set(keys[:3])) == len(set(keys[3:6])) == 3
+
+
+def test_named_keys_are_labels_right_after_their_values_and_change_nothing_else():
+    plain, named = recall_batch(AGAIN, 50, 2), recall_batch(replace(AGAIN, name_keys=True), 50, 2)
+    assert torch.equal(plain.input_ids_BT, named.input_ids_BT)
+    ids, label = named.input_ids_BT, named.label_BT
+    value_BT = (ids >= AGAIN.num_keys) & (ids < AGAIN.num_keys + AGAIN.num_values)
+    row, place = torch.nonzero(value_BT[:, :-1], as_tuple=True)
+    assert torch.equal(label[row, place + 1], ids[row, place - 1])
+    added = (label != plain.label_BT).sum()
+    assert added == len(row), "and the other labels are those without"
 
 
 def test_names_of_streams_decide_the_rows():
@@ -100,11 +122,14 @@ def test_a_gap_out_of_reach_is_out_of_reach():
     ("wrong", "said"),
     [
         ({"length": 20}, "need length="),
-        ({"num_queries": 9}, "expected 1 <= num_queries"),
+        ({"num_queries": 90}, "need length="),
         ({"num_keys": 7}, "num_pairs <= num_keys"),
+        ({"num_queries": 0}, "expected a pair, a question"),
         ({"num_values": 1}, "two values"),
-        ({"gap": -1}, "no gap below 0"),
-        ({"least_gap": 40}, "is not between 0 and gap=30"),
+        ({"gap": -2}, "no gap below 0"),
+        ({"gap": 31}, "even length and gap"),
+        ({"length": 201}, "even length and gap"),
+        ({"repeats": 1.5}, "repeats from 0 to 1"),
     ],
 )
 def test_impossible_tasks_are_refused(wrong, said):

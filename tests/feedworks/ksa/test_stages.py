@@ -5,7 +5,8 @@ import torch
 
 from feedworks.errors import ConfigError
 from feedworks.ksa import stages
-from feedworks.ksa.data import epochs
+from feedworks.ksa.checkpoint import as_qwen3, from_qwen3, save
+from feedworks.ksa.data import Later, epochs
 from feedworks.ksa.heldout import LOSS
 
 from .training import CHUNK, SEQ_LEN, STAGES, assert_same_bits, model, run, shortened, stage, text, weights
@@ -34,19 +35,27 @@ def test_a_full_start_is_training_with_full_attention(tmp_path):
     started, plain = model(), model(windows=[None, None], summaries=0)
     before = weights(started)
     plain.load_state_dict({name: x for name, x in before.items() if name in plain.state_dict()})
-    run("pretrain", stage(full_share=1.0), tmp_path / "started", started, evaluate=False)
-    run("pretrain", stage(), tmp_path / "plain", plain, evaluate=False)
-    after, added = weights(started), {name for name, _ in started.summary_parameters()}
-    assert_same_bits({name: after[name] for name in weights(plain)}, weights(plain))
-    assert_same_bits({name: after[name] for name in added}, {name: before[name] for name in added})
+    cfg = stage(full_share=0.5)
+    first, rest = cfg.parts()
+    assert first.num_steps == rest.num_steps == 6
+    _, result = run("pretrain", cfg, tmp_path / "started", started, evaluate=False)
+    assert result.num_steps == cfg.num_steps == 12
+    assert [(row["epoch"], row["step"]) for row in result.history] == [(0, 6), (1, 12)]
+
+    # The same by hand: full attention, then a conversion that copies, then the rows that are left.
+    rows = stages.text_source(text(), first, CHUNK)
+    stages.pretrain(plain, rows, first, tmp_path / "plain")
+    save(as_qwen3(plain), tmp_path / "base")
+    added = {"windows": started.config.windows, "chunk": CHUNK}
+    converted = from_qwen3(tmp_path / "base", **added).train()
+    stages.pretrain(converted, Later(rows, 6), rest, tmp_path / "converted")
+    assert_same_bits(weights(started), weights(converted))
 
 
-def test_summaries_are_trained_from_the_end_of_a_full_start_on(tmp_path):
-    network = model(windows=[2, 2])
-    before, added = weights(network), {name for name, _ in network.summary_parameters()}
-    run("pretrain", stage(full_share=0.5), tmp_path, network, evaluate=False)
-    changed = {name for name, x in weights(network).items() if not torch.equal(x, before[name])}
-    assert added - changed == {"model.layers.1.self_attn.q_summary.weight"}
+@pytest.mark.parametrize("share", [0.01, 0.99, 1.0, -0.1])
+def test_a_full_start_leaves_steps_on_both_sides(share):
+    with pytest.raises(ConfigError, match="full_share"):
+        stage(full_share=share)
 
 
 def test_layers_that_are_computed_again_give_the_same_bits(tmp_path):
