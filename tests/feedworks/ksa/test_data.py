@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from feedworks.errors import ConfigError, DataError
-from feedworks.ksa.data import Drawn, Packed, Table, TextBatch, Windows, epochs
+from feedworks.ksa.data import Drawn, Later, Packed, Table, TextBatch, Windows, epochs
 from feedworks.ksa.losses import IGNORED
 from feedworks_kernels.summary_attention import first_chunks
 
@@ -161,3 +161,10 @@ def test_a_pass_of_packed_rows_is_the_filled_documents_one_after_the_other(
         seen.update(ids)
     cut_off = room - source.rows_per_pass * seq_len
     assert len(seen - {0}) >= len(tokens) - cut_off
+
+
+def test_later_rows_are_those_of_the_source_from_a_step_on():
+    source = Windows(TEXT.tokens, SEQ_LEN, 0)
+    for step in (0, 5):
+        found, expected = Later(source, 7).batch(step, 4), source.batch(7 + step, 4)
+        assert torch.equal(found.input_ids_BT, expected.input_ids_BT)

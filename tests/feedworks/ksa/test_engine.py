@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from feedworks.ksa.cache import KsaCache
-from feedworks.ksa.engine import Engine, Ticket
+from feedworks.ksa.engine import Engine, Ticket, _Rate
 from feedworks.ksa.sampling import Sampling
 from feedworks.ksa.scheduling import EngineError, Job, Policy, Scheduler, Work
 from feedworks.ksa.vocabulary import Vocabulary
@@ -167,6 +167,8 @@ def test_stop_strings_eos_and_lengths(vocabulary: Vocabulary) -> None:
         return "".join(piece.text for piece in pieces), pieces[-1].finish, len(pieces)
 
     assert run(max_tokens=5) == (vocabulary.text(plain[:5]), "length", 5)
+    cut = vocabulary.text(plain[:5])  # what may begin a stop string is not kept back for ever
+    assert run(max_tokens=5, stop=(cut[-1] + "\0",)) == (cut, "length", 5)
     at = len(text) // 2
     stopped, why, _ = run(stop=("never said", text[at : at + 2]))
     assert (stopped, why) == (text[: text.index(text[at : at + 2])], "stop")
@@ -259,3 +261,51 @@ async def test_a_closed_engine_tells_everyone(vocabulary: Vocabulary) -> None:
             await said(ticket)
     with pytest.raises(EngineError, match="shutting down"):
         engine.submit([job([1])])
+
+
+@pytest.mark.parametrize(("share", "between"), [(0.25, 3), (0.5, 1), (1.0, 1)])
+def test_prompts_get_their_share_of_the_time(vocabulary: Vocabulary, share: float, between: int) -> None:
+    """Every part and every step takes a second; a step at least comes between two parts."""
+    model = Moody()
+    policy = Policy(part_tokens=8, prefill_share=share)
+    scheduler = Scheduler(model, served.cache(), vocabulary, policy, clock=iter(range(10**6)).__next__)
+    scheduler.add(Work.of(job([5, 6, 7], ignore_eos=True), 0))
+    scheduler.step()
+    scheduler.add(Work.of(job(tokens(60).tolist(), 1), 0))
+    while scheduler.waiting or scheduler.reading:
+        scheduler.step()
+    names = "".join(call[0] for call in model.calls)
+    assert names.split("e")[1:-1] == ["d" * between] * 7
+
+
+def test_prompts_that_are_read_together_are_few_enough_with_their_padding(vocabulary: Vocabulary) -> None:
+    model = Moody()
+    scheduler = Scheduler(model, served.cache(), vocabulary, Policy(prefill_tokens=24), clock=lambda: 0.0)
+    for length in (3, 8, 8, 1):
+        scheduler.add(Work.of(job(tokens(length).tolist(), 1), 0))
+    while scheduler.busy:
+        scheduler.step()
+    assert model.calls == ["p24", "p1"]
+
+
+def test_a_prompt_that_is_cancelled_between_two_parts_is_read_no_further(vocabulary: Vocabulary) -> None:
+    scheduler = Scheduler(
+        served.model(), served.cache(), vocabulary, Policy(part_tokens=8), clock=lambda: 0.0
+    )
+    work = Work.of(job(tokens(60).tolist()), 0)
+    scheduler.add(work)
+    while not scheduler.cache.used_bytes():
+        scheduler.step()
+    assert scheduler.reading is work
+    scheduler.cancel(work)
+    assert not scheduler.busy
+    assert scheduler.cache.used_bytes() == 0
+    assert len(scheduler.cache.free_slots()) == served.LIMITS.max_streams
+    assert scheduler.step() == []
+
+
+def test_tokens_per_second_are_those_of_the_last_whole_second() -> None:
+    rate = _Rate()
+    rate._start_s = 100.0
+    found = [rate.add(*each) for each in ((10, 100.5), (30, 102.0), (1, 102.5), (5, 103.0))]
+    assert found == [20, 20, 20, 6]

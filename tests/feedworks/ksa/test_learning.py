@@ -4,10 +4,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from feedworks.ksa import learning
+from feedworks.ksa import learn_recall, learning, stages
+from feedworks.ksa.arms import architecture
+from feedworks.ksa.corpus import TokenFile
+from feedworks.ksa.data import Windows
 from feedworks.ksa.learn_bench import learn, table
 from feedworks.ksa.learn_recall import recall, recall_plan
-from feedworks.ksa.recall import out_of_reach
+from feedworks.ksa.model import Qwen3KsaForCausalLM
+from feedworks.ksa.recall import out_of_reach, recall_batch
+
+from .training import assert_same_bits, weights
 
 SMALL = {"width": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_width": 8, "hidden": 24}
 
@@ -99,3 +105,31 @@ def test_a_table_has_every_field_once():
         "| 1 |  |",
         "| 0.5 | x |",
     ]
+
+
+def test_the_books_train_as_a_stage_with_a_full_start_does(books, tmp_path):
+    _, out, plan = books
+    file = TokenFile(out / "tokens" / "train")
+    full = learning.fresh("full", plan.model, 0, vocab_size=file.vocab_size)
+    model = Qwen3KsaForCausalLM(architecture("ksa", plan.model, vocab_size=file.vocab_size))
+    model.load_state_dict(full.state_dict(), strict=False)
+    cfg = learning.of_seed(plan.stage, 0)
+    stages.pretrain(model, Windows(file.tokens, cfg.seq_len, cfg.training.seed), cfg, tmp_path)
+    assert_same_bits(weights(learning.load(out / "ksa-0")), weights(model))
+
+
+def test_recall_draws_other_rows_for_each_step_each_seed_and_the_measure(tmp_path, monkeypatch):
+    drawn = []
+
+    def noted(task, batch_size, *name):
+        drawn.append((task, name))
+        return recall_batch(task, batch_size, *name)
+
+    monkeypatch.setattr(learn_recall, "recall_batch", noted)
+    plan = small(recall_plan(3))._replace(num_measured=4)
+    list(recall(tmp_path, plan, arms=["window"], seeds=(0, 1)))
+    learned, measured = (
+        {name for other, name in drawn if other == task} for task in (plan.lesson, plan.measured)
+    )
+    assert (len(learned), len(measured)) == (2 * 3, 2)
+    assert not learned & measured

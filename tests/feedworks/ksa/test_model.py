@@ -118,6 +118,14 @@ def test_each_past_chunk_is_read_once_raw_or_by_summary(window: int | None, summ
         assert torch.nonzero(reads_RR[row]).flatten().tolist() == own
 
 
+@pytest.mark.parametrize(
+    ("summaries", "expected"), [(1, [3, 11]), (2, [1, 3, 9, 11]), (4, [0, 1, 2, 3, 8, 9, 10, 11])]
+)
+def test_a_summary_stands_where_its_share_of_the_chunk_ends(summaries: int, expected: list[int]) -> None:
+    model = decoders.decoder(summaries=summaries)
+    assert model.model._summary_positions(torch.tensor([0, 2])).tolist() == expected
+
+
 def test_annealed_to_zero_is_shared_bit_by_bit() -> None:
     model = decoders.decoder(summaries=2)
     full, levels = logits(model), (1.0, 0.999, 0.5, 0.001, 0.0)

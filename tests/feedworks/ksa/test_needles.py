@@ -8,8 +8,9 @@ import pytest
 from feedworks.contracts.synthetic_text import write_synthetic_text
 from feedworks.errors import ConfigError, DataError
 from feedworks.ksa.corpus import encode, fit_tokenizer, load_tokenizer, read_documents
+from feedworks.ksa.hiding import apart
 from feedworks.ksa.losses import IGNORED
-from feedworks.ksa.needle_tasks import HIDDEN, TASKS, counts
+from feedworks.ksa.needle_tasks import HIDDEN, TASKS, Made, counts
 from feedworks.ksa.needles import (
     Haystack,
     make_needles,
@@ -159,6 +160,14 @@ def test_facts_asked_in_one_prompt_do_not_contradict(asked_often):
     for needle in asked_often:
         told = re.findall(r"The code of the (.*?) is|Let (\w+) be", needle.prompt.partition(" Remember:")[0])
         assert len(set(told)) == len(told)
+
+
+def test_facts_about_one_thing_are_asked_for_once():
+    def about(thing, code):
+        return Made((f"The code of the {thing} is {code}.",), (), 0, "", "", ())
+
+    others = [about("ox", 1), about("fox", 2), about("ox", 3), about("cat", 4), about("hen", 5)]
+    assert apart(about("fox", 0), others, 2) == [others[0], others[3]]
 
 
 def test_every_answer_is_a_label(asked_often, haystack):

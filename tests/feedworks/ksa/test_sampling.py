@@ -47,6 +47,8 @@ def softmax(logits: list[float]) -> list[float]:
         ({"top_p": 0.6}, [*softmax([2, 1]), 0, 0, 0, 0]),  # the likeliest alone has 0.56
         ({"top_p": 0.5}, [1, 0, 0, 0, 0, 0]),
         ({"top_k": 3, "top_p": 0.7}, [*softmax([2, 1]), 0, 0, 0, 0]),
+        ({"top_k": 3, "top_p": 0.8}, [*softmax([2, 1]), 0, 0, 0, 0]),  # 0.86 of the three, 0.77 of all
+        ({"temperature": 0.5, "top_p": 0.8}, [1, 0, 0, 0, 0, 0]),  # 0.83 when it is as cold
         ({"min_p": 0.2}, [*softmax([2, 1, 0.5]), 0, 0, 0]),  # exp(-1.5) is 0.22, exp(-2) is 0.14
         ({"logit_bias": {5: 5.0}}, softmax([2, 1, 0.5, 0, -1, 2])),
         ({"logit_bias": {0: -100.0}, "top_k": 1}, [0, 1, 0, 0, 0, 0]),
@@ -55,6 +57,10 @@ def softmax(logits: list[float]) -> list[float]:
 def test_draws_follow_the_distribution(settings: dict[str, Any], expected: list[float]) -> None:
     for found, wanted in zip(shares(settings), expected, strict=True):
         assert found == pytest.approx(wanted, abs=4 * math.sqrt(wanted * (1 - wanted) / DRAWS) + 1e-9)
+
+
+def test_top_p_that_is_just_reached_takes_no_more() -> None:
+    assert shares({"top_p": 0.5}, torch.tensor([0.0, 0.0, -1000.0])) == [1, 0, 0]
 
 
 def test_temperature_0_takes_the_likeliest() -> None:
@@ -74,6 +80,11 @@ def test_penalties_by_hand() -> None:
     expected = [2.0 / 2, 1.0 / 2 - 0.5 - 0.5, 0.5, 0.0, -1.0 * 2, -3.0 * 2 - 0.5 - 0.25]
     assert sampler.adjusted(LOGITS).tolist() == pytest.approx(expected)
     assert LOGITS.tolist() == [2.0, 1.0, 0.5, 0.0, -1.0, -3.0]
+
+
+def test_a_bias_comes_before_the_penalty_of_repetition() -> None:
+    sampler = Sampler(Sampling(logit_bias={0: -4.0}, repetition_penalty=2.0), [0])
+    assert sampler.adjusted(LOGITS)[0] == (2.0 - 4.0) * 2
 
 
 def test_a_penalty_moves_a_greedy_answer_on() -> None:

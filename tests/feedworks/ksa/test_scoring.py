@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -96,6 +98,20 @@ def test_a_wrong_cache_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     step = scoring.KsaCache.step
     monkeypatch.setattr(scoring.KsaCache, "step", lambda self, *a: step(self, *a[:3], 2 * a[3]))
     assert scoring.decode_error(model, texts(2, 30), [5, 9]) > 1e-3
+
+
+def test_one_wrong_step_is_seen_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, num_steps = made("ksa"), 0
+    decode = model.decode
+
+    def wrong_once(*given: Any) -> torch.Tensor:
+        nonlocal num_steps
+        num_steps += 1
+        return decode(*given) + (num_steps == 3)
+
+    monkeypatch.setattr(model, "decode", wrong_once)
+    assert scoring.decode_error(model, texts(2, 30), [5, 9]) == pytest.approx(1, abs=1e-3)
+    assert num_steps == 25
 
 
 def test_a_cache_has_the_bytes_of_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:

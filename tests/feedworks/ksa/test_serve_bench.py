@@ -151,3 +151,17 @@ def test_prompts_are_seeded_and_a_client_that_leaves_asks_for_all_there_is_room_
     asked = json.loads(serve_models.leaving_body(shape))
     assert len(asked["prompt"]) + asked["max_tokens"] == shape.context
     assert len(asked["prompt"]) == serve_models.LEAVING_PROMPT
+
+
+def test_rates_of_streams_by_hand() -> None:
+    """Clients wait in the first four seconds, and stream in the six from the second one on."""
+    answers = [Answered(0.0, 2.0, 6.0, 9), Answered(0.0, 4.0, 8.0, 11)]
+    loads = {OURS: StreamLoad(answers, 10.0), FULL: StreamLoad(answers, 40.0)}
+    ours, full = serve_bench.stream_rows(loads, 2, Shape(100, 10, 2), "cpu")
+    assert (ours["tokens_per_s"], full["tokens_per_s"]) == (2.0, 0.5)
+    assert ours["throughput"] == {FULL: 4.0}
+    assert ours["prompt_tokens_per_s"] == 2 * 100 / 4
+    assert ours["decode_tokens_per_s"] == (20 - 2) / 6
+    assert ours["decoding_at_once"] == round(8 / 6, 2)
+    assert (ours["first_p50_s"], ours["answers"], ours["tokens"]) == (3.0, 2, 20)
+    assert "throughput" not in full

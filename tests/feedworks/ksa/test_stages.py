@@ -9,7 +9,19 @@ from feedworks.ksa.checkpoint import as_qwen3, from_qwen3, save
 from feedworks.ksa.data import Later, epochs
 from feedworks.ksa.heldout import LOSS
 
-from .training import CHUNK, SEQ_LEN, STAGES, assert_same_bits, model, run, shortened, stage, text, weights
+from .training import (
+    CHUNK,
+    SEQ_LEN,
+    STAGES,
+    TRAINING,
+    assert_same_bits,
+    model,
+    run,
+    shortened,
+    stage,
+    text,
+    weights,
+)
 
 
 @pytest.mark.parametrize("pack", [False, True])
@@ -174,3 +186,22 @@ def test_a_gpu_learns_like_the_cpu(tmp_path, name, precision):
     assert on_gpu.model.device.type == "cuda"
     for one, other in zip(on_cpu.result.history, on_gpu.result.history, strict=True):
         assert other["train/loss"] == pytest.approx(one["train/loss"], rel=0.03)
+
+
+def test_the_parts_of_a_full_start_have_their_own_schedules():
+    training = replace(TRAINING, epochs=3, schedule="wsd", decay_steps=4)
+    first, rest = stage(steps=10, training=training, full_share=0.4).parts()
+    assert (first.training.epochs, first.num_steps) == (1, 12)
+    assert (first.training.schedule, first.training.decay_steps) == ("constant", 0)
+    assert rest.num_steps == 18
+    assert (rest.training.schedule, rest.training.decay_steps) == ("wsd", 4)
+
+
+def test_the_loss_of_distillation_is_the_weighed_sum_of_its_terms():
+    weight_of = {"lm": 0.5, "kl": 3.0, "mse": 7.0, "cos": 11.0}
+    cfg = stage("distil", steps=1, **{f"{name}_weight": weight for name, weight in weight_of.items()})
+    batch = epochs(stages.text_source(text(), cfg, CHUNK), 4, 1)(0)[0]
+    terms = stages._distilled(model(), batch, cfg)
+    assert all(terms[name] > 0 for name in weight_of)
+    expected = sum(weight * terms[name].item() for name, weight in weight_of.items())
+    assert terms["loss"].item() == pytest.approx(expected)
