@@ -21,6 +21,7 @@ from urllib.parse import unquote
 
 from feedworks.ksa.answering import NAME, Answering, Call
 from feedworks.ksa.counting import counters
+from feedworks.ksa.fields import MAX_CHOICES
 from feedworks.ksa.protocol import RequestError
 from feedworks.serving.limits import (
     BODY_WITHIN_S,
@@ -35,7 +36,8 @@ from feedworks.serving.limits import (
 )
 from feedworks.serving.streaming import DONE, EventStream, while_connected
 
-MAX_BODY_BYTES = 4 << 20
+MIN_BODY_BYTES, MAX_BODY_BYTES = 256 << 10, 4 << 20
+BYTES_OF_A_TOKEN = 16  # in a body; text and ids have fewer
 POSTS = ("/generate", "/v1/completions", "/v1/chat/completions")
 MODELS = "/v1/models"
 
@@ -99,7 +101,11 @@ class Api:
         count = counters().requests
         try:
             body = await read_body(
-                scope, receive, media_type=JSON, max_bytes=MAX_BODY_BYTES, within_s=BODY_WITHIN_S
+                scope,
+                receive,
+                media_type=JSON,
+                max_bytes=largest_body(answering.limits.max_context),
+                within_s=BODY_WITHIN_S,
             )
         except RefusedError as error:
             count.labels("refused").inc()
@@ -109,6 +115,15 @@ class Api:
         outcome = ["gone"]
         await while_connected(receive, _respond(answering, scope["path"], body, send, outcome))
         count.labels(outcome[0]).inc()
+
+
+def largest_body(max_context: int) -> int:
+    """Return how many bytes a request may have: as many full prompts as one may hold fit, within limits.
+
+    Args:
+        max_context: tokens of prompt and answer together.
+    """
+    return min(MAX_BODY_BYTES, max(MIN_BODY_BYTES, MAX_CHOICES * max_context * BYTES_OF_A_TOKEN))
 
 
 async def _respond(answering: Answering, path: str, body: bytes, send: Send, outcome: list[str]) -> None:

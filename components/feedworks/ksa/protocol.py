@@ -9,21 +9,52 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from feedworks.errors import FeedworksError
+from feedworks.ksa.fields import (
+    MAX_CHOICES,
+    MAX_PARTS,
+    MAX_STOP_CHARACTERS,
+    MAX_STOPS,
+    TOKEN_IDS,
+    any_prompts,
+    at_most,
+    checked,
+    content_text,
+    one_prompt,
+    only_first_unknown,
+    stop_texts,
+)
 from feedworks.ksa.sampling import Sampling
 
-MAX_STOPS = 4
-MAX_STOP_CHARACTERS = 256
 MAX_TOP = 20
-MAX_CHOICES = 64
-# No tokenizer has more; which ids there are only the loaded model can tell.
-TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
-TokenList = Annotated[list[TokenId], Field(fail_fast=True)]
+MAX_BIASES = 1024
+MAX_MESSAGES = 4096
+MAX_METADATA = 16
+TokenId = Annotated[int, Field(ge=0, lt=TOKEN_IDS)]
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Stops = Annotated[
+    str | list[str] | None,
+    checked(stop_texts, StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None),
+]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
-Biases = Annotated[dict[Annotated[int, Field(strict=False, ge=0)], Bias], Field(max_length=1024)]
+Biases = Annotated[
+    dict[Annotated[int, Field(strict=False, ge=0)], Bias],
+    Field(max_length=MAX_BIASES),
+    BeforeValidator(at_most(MAX_BIASES, "tokens")),
+]
+Prompt = Annotated[str | list[int], checked(one_prompt, str | list[TokenId])]
+Prompts = Annotated[
+    str | list[int] | list[str] | list[list[int]],
+    checked(
+        any_prompts,
+        str
+        | list[TokenId]
+        | Annotated[list[str], Field(max_length=MAX_CHOICES)]
+        | Annotated[list[list[TokenId]], Field(max_length=MAX_CHOICES)],
+    ),
+]
 
 
 class RequestError(FeedworksError):
@@ -62,6 +93,11 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown_is_enough(cls, value: Any) -> Any:
+        return only_first_unknown(value, cls.model_fields)
+
 
 class StreamOptions(Strict):
     """What a stream has beside its text."""
@@ -86,9 +122,7 @@ class Sampled(Strict):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     logit_bias: Biases | None = None
-    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = Field(
-        None, description="texts that end the answer and are no part of it"
-    )
+    stop: Stops = Field(None, description="texts that end the answer and are no part of it")
     ignore_eos: bool = Field(False, description="go on behind the end of a text")
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="of the answer")
     stream: bool | None = Field(None, description="server-sent events, one for each token")
@@ -130,12 +164,7 @@ class OpenAiRequest(Sampled):
 class CompletionRequest(OpenAiRequest):
     """POST /v1/completions."""
 
-    prompt: (
-        str
-        | TokenList
-        | Annotated[list[str], Field(max_length=MAX_CHOICES)]
-        | Annotated[list[TokenList], Field(max_length=MAX_CHOICES)]
-    ) = Field(description="one or several texts, or their tokens")
+    prompt: Prompts = Field(description="one or several texts, or their tokens")
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = Field(
         None, description="likeliest tokens to report at each place, beside the chosen one"
     )
@@ -169,16 +198,16 @@ class Message(Strict):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart]
+    content: Annotated[
+        str, checked(content_text, str | Annotated[list[TextPart], Field(max_length=MAX_PARTS)])
+    ]
     name: str | None = None
     refusal: None = None
 
     def plain(self) -> dict[str, Any]:
         """As a chat template takes it."""
-        content = self.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
         # Templates know the older name of the same role.
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
 
 
 class TextFormat(Strict):
@@ -190,16 +219,27 @@ class TextFormat(Strict):
 class ChatRequest(OpenAiRequest):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    messages: Annotated[
+        list[Message],
+        Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
+        BeforeValidator(at_most(MAX_MESSAGES, "messages")),
+    ]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     response_format: TextFormat | None = None
-    modalities: list[Literal["text"]] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
+    tools: Annotated[list[Any], Field(max_length=0), BeforeValidator(at_most(0, "tools"))] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
-    metadata: dict[str, str] | None = None
+    metadata: (
+        Annotated[
+            dict[str, str],
+            Field(max_length=MAX_METADATA),
+            BeforeValidator(at_most(MAX_METADATA, "pairs")),
+        ]
+        | None
+    ) = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
 
@@ -218,7 +258,7 @@ class ChatRequest(OpenAiRequest):
 class GenerateRequest(Sampled):
     """POST /generate."""
 
-    prompt: str | TokenList = Field(description="a text, or its tokens")
+    prompt: Prompt = Field(description="a text, or its tokens")
 
 
 class Generated(BaseModel):

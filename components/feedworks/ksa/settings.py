@@ -52,7 +52,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         at_least(1, "model", width=self.width, num_layers=self.num_layers, hidden=self.hidden)
-        at_least(1, "model", chunk=self.chunk, summaries=self.summaries, num_kv_heads=self.num_kv_heads)
+        at_least(1, "model", chunk=self.chunk, summaries=self.summaries)
+        at_least(1, "model", num_heads=self.num_heads, num_kv_heads=self.num_kv_heads)
         at_least(0, "model", window=self.window, full_every=self.full_every)
         positive("model", rope_base=self.rope_base, init_std=self.init_std)
         between(self.chunk, LONGEST, "model", max_length=self.max_length)

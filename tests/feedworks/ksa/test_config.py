@@ -30,6 +30,8 @@ def test_a_stage_of_the_extension_has_its_length() -> None:
         (["model.chunk=0"], "at least 1"),
         (["model.summaries=5"], "at most chunk"),
         (["model.window=-1"], "at least 0"),
+        (["model.num_heads=0"], "at least 1"),
+        (["model.num_heads=-2"], "at least 1"),
         (["model.num_heads=3"], "multiple of num_kv_heads"),
         (["model.head_width=7"], "even"),
         (["model.rope_base=0"], "more than 0"),
