@@ -203,6 +203,8 @@ class Message(Strict):
     ]
     name: str | None = None
     refusal: None = None
+    tool_call_id: str | None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0), BeforeValidator(at_most(0, "calls"))] | None = None
 
     def plain(self) -> dict[str, Any]:
         """As a chat template takes it."""

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from feedworks.ksa import learn_recall, learning, stages
 from feedworks.ksa.arms import architecture
 from feedworks.ksa.corpus import TokenFile
 from feedworks.ksa.data import Windows
-from feedworks.ksa.learn_bench import learn, table
+from feedworks.ksa.learn_bench import learn
 from feedworks.ksa.learn_recall import recall, recall_plan
 from feedworks.ksa.model import Qwen3KsaForCausalLM
 from feedworks.ksa.recall import out_of_reach, recall_batch
@@ -70,7 +71,7 @@ def test_a_conversion_begins_where_the_books_ended_and_takes_a_fifth_of_the_step
     assert all(torch.isfinite(x).all() for x in model.state_dict().values())
 
 
-def test_the_command_writes_a_row_for_each_model(tmp_path):
+def test_the_command_writes_a_row_for_each_model_and_keeps_those_of_other_seeds(tmp_path):
     arguments = [
         "--what",
         "recall",
@@ -83,9 +84,24 @@ def test_the_command_writes_a_row_for_each_model(tmp_path):
         "--threads",
         "1",
     ]
-    result = CliRunner().invoke(learn, arguments, catch_exceptions=False)
-    assert result.exit_code == 0
-    assert len((tmp_path / "recall.jsonl").read_text().splitlines()) == 1
+    for seeds in ((), ("--seed", "1"), ("--seed", "1")):
+        assert CliRunner().invoke(learn, [*arguments, *seeds], catch_exceptions=False).exit_code == 0
+    rows = [json.loads(line) for line in (tmp_path / "recall.jsonl").read_text().splitlines()]
+    assert [(row["arm"], row["seed"]) for row in rows] == [("chunk", 0), ("chunk", 1)]
+    (tmp_path / "recall.jsonl").write_text("no row")
+    result = CliRunner().invoke(learn, arguments)
+    assert (result.exit_code, "is damaged" in result.output) == (1, True)
+    assert (tmp_path / "recall.jsonl").read_text() == "no row"
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--steps", "0"), ("--seed", "-1"), ("--threads", "0"), ("--full-every", "2")]
+)
+def test_wrong_options_are_told_before_anything_is_written(tmp_path, wrong):
+    result = CliRunner().invoke(learn, ["--what", "recall", "--out", str(tmp_path / "out"), *wrong])
+    assert result.exit_code == 2
+    assert wrong[0] in result.output
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -96,15 +112,6 @@ def test_wrong_data_is_one_line(tmp_path, data, message):
     assert result.exit_code in (1, 2)
     assert message in result.output
     assert isinstance(result.exception, SystemExit)
-
-
-def test_a_table_has_every_field_once():
-    assert table([{"a": 1}, {"a": 0.5, "b": "x"}]).splitlines() == [
-        "| a | b |",
-        "| --- | --- |",
-        "| 1 |  |",
-        "| 0.5 | x |",
-    ]
 
 
 def test_the_books_train_as_a_stage_with_a_full_start_does(books, tmp_path):

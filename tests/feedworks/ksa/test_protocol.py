@@ -70,3 +70,12 @@ def test_the_parts_of_a_content_are_one_text() -> None:
 
 def test_the_largest_body_grows_with_the_context() -> None:
     assert [largest_body(context) for context in (8, 2048, 1 << 20)] == [256 << 10, 2 << 20, 4 << 20]
+
+
+def test_the_answer_of_a_tool_is_a_message_and_calls_of_tools_are_none():
+    told = {"role": "tool", "content": "x", "tool_call_id": "1"}
+    request = ChatRequest.model_validate(
+        {"messages": [told, {**told, "role": "assistant", "tool_calls": []}]}
+    )
+    assert request.messages[0].plain() == {"role": "tool", "content": "x"}
+    assert "at most 0 calls" in str(refused(ChatRequest, **chat("a", tool_calls=[{}])))
