@@ -227,6 +227,13 @@ class Answering:
     def _max_tokens(self, num_prompt: int, wanted: int | None, default: int | None, param: str) -> int:
         """Check the lengths of a prompt and its answer; return that of the answer."""
         limits = self.limits
+        if wanted is not None and wanted > limits.max_new_tokens:
+            got = f", got {wanted}" if wanted < 10**12 else ""
+            raise RequestError(
+                f"max_tokens: an answer has at most {limits.max_new_tokens} tokens{got}",
+                param="max_tokens",
+                code="invalid_value",
+            )
         room = limits.max_context - num_prompt
         if room < (wanted or 1):
             asked = "" if wanted is None else f" and {wanted} for the answer"
@@ -238,12 +245,6 @@ class Answering:
             )
         if wanted is None:
             return min(room, limits.max_new_tokens, default or room)
-        if wanted > limits.max_new_tokens:
-            raise RequestError(
-                f"max_tokens: an answer has at most {limits.max_new_tokens} tokens, got {wanted}",
-                param="max_tokens",
-                code="invalid_value",
-            )
         return wanted
 
 

@@ -61,7 +61,7 @@ class Api:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass the request on."""
         path = scope.get("path", "")
-        if scope["type"] != "http" or not (path in POSTS or path.startswith("/v1/")):
+        if scope["type"] != "http" or not _is_ours(path):
             await self.app(scope, receive, send)
             return
         if self._answering is None:
@@ -90,7 +90,8 @@ class Api:
             return {"object": "list", "data": [models[self._answering.tag]]}
         name = unquote(path.removeprefix(f"{MODELS}/"))
         if not path.startswith(f"{MODELS}/"):
-            raise RequestError(f"there is no {path[:200]}", status=404)
+            known = ", ".join((*POSTS, MODELS))
+            raise RequestError(f"there is no {path[:200]}; there are {known}", status=404)
         if name not in models:
             raise RequestError(
                 f"the model {name[:200]!r} does not exist", status=404, param="model", code="model_not_found"
@@ -115,6 +116,12 @@ class Api:
         outcome = ["gone"]
         await while_connected(receive, _respond(answering, scope["path"], body, send, outcome))
         count.labels(outcome[0]).inc()
+
+
+def _is_ours(path: str) -> bool:
+    """Whether a client of these paths means this application, also where it misses them by a slash or /v1."""
+    bare = "/" + path.strip("/")
+    return bare in POSTS or bare == "/v1" or bare.startswith("/v1/") or f"/v1{bare}" in (*POSTS, MODELS)
 
 
 def largest_body(max_context: int) -> int:

@@ -198,7 +198,7 @@ BAD: dict[str, tuple[dict[str, Any], int, str | None]] = {
     "long answer": ({"max_tokens": 81}, 400, "invalid_value"),
     "no room": ({"prompt": [5] * 90, "max_tokens": 10}, 400, "context_length_exceeded"),
     "max_tokens 0": ({"max_tokens": 0}, 400, None),
-    "huge max_tokens": ({"max_tokens": 10**30}, 400, "context_length_exceeded"),
+    "huge max_tokens": ({"max_tokens": 10**30}, 400, "invalid_value"),
     "temperature": ({"temperature": 2.1}, 400, None),
     "temperature as text": ({"temperature": "1"}, 400, None),
     "top_p 0": ({"top_p": 0}, 400, None),
@@ -295,6 +295,11 @@ def test_other_statuses(http: httpx.Client) -> None:
         ("GET", "/v1/completions", 405),
         ("POST", "/v1/models", 405),
         ("GET", "/v1/x", 404),
+        ("GET", "/v1", 404),
+        ("POST", "/generate/", 404),
+        ("POST", "//v1/completions", 404),
+        ("POST", "/chat/completions", 404),
+        ("GET", "/models", 404),
     ):
         answer = http.request(method, path, json={})
         assert (answer.status_code, answer.json()["error"]["type"]) == (status, "invalid_request_error")
