@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from feedworks_kernels import CacheLayout, Rows, SummaryCache, cache_attention
+from feedworks_kernels.summary_attention import eager_text
+from feedworks_kernels.summary_decode import extension
 from feedworks_kernels.testing import assert_close, forced, poisoned_memory
 
 H, G, D = 4, 2, 4
@@ -126,15 +128,15 @@ class Machine(RuleBasedStateMachine):
             )
             assert_close(got, expected, FLOAT)
 
-    @rule(slot=st.integers(0, 2), number=st.integers(1, 15))
-    def extend(self, slot, number):
+    @rule(slot=st.integers(0, 2), number=st.integers(1, 15), by_blocks=st.booleans())
+    def extend(self, slot, number, by_blocks):
         layout, sequence = self.cache.layout, self.sequences[slot]
         number = min(number, layout.capacity - len(sequence))
         if not number:
             return
         ended = (len(sequence) + number) // layout.chunk - len(sequence) // layout.chunk
         text, summary = self.rows(1, number), self.rows(1, ended * layout.summaries)
-        plan = self.cache.extension(len(sequence), number)
+        plan = extension_by(by_blocks, self.cache, len(sequence), number)
         out = self.cache.extend(slot, text, summary, plan)
         for t in range(number):
             sequence.append([x[0, :, t : t + 1] for x in text[1:]], [x[0, :, :0] for x in summary[1:]])
@@ -179,6 +181,50 @@ class Machine(RuleBasedStateMachine):
 
 Machine.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
 TestAnyOrder = Machine.TestCase
+
+
+def extension_by(by_blocks, cache, length, number):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extension, "_LEAST_TEXT", 1 if by_blocks else 10**9)
+        return cache.extension(length, number)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float32, 0.3), (torch.float64, 0.3), (torch.bfloat16, 0.3), (torch.float64, 300.0)],
+)  # the last one's sums of weights would overflow without each row's maximum
+@pytest.mark.parametrize(("window", "summaries"), [(0, 1), (3, 2), (20, 1), (10**6, 1), (None, 1)])
+def test_many_tokens_go_by_blocks_as_by_one_product(window, summaries, scale, dtype):
+    torch.manual_seed(0)
+    layout = CacheLayout(8, window, 1200, summaries)
+    caches = [SummaryCache(layout, 1, G, D, dtype=dtype) for _ in range(2)]
+    length = 0
+    for number in (5, 299, 64, 7, 500, 3, 290):  # the ring goes round, chunks are left unfinished
+        ended = (length + number) // 8 - length // 8
+        new = rows(1, number, dtype), rows(1, ended * summaries, dtype)
+        outs = [
+            cache.extend(0, *new, extension_by(by_blocks, cache, length, number), scale=scale)
+            for by_blocks, cache in zip((True, False), caches, strict=True)
+        ]
+        for got, expected in zip(*outs, strict=True):
+            assert_close(got, expected, dtype)
+        length += number
+
+
+def test_masks_of_narrow_tiles_are_not_mixed_up(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(eager_text, "_COLUMNS", 64)
+    caches = [SummaryCache(CacheLayout(8, 3, 1200), 1, G, D, dtype=FLOAT) for _ in range(2)]
+    length = 0
+    for number in (300, 299, 500):
+        new = rows(1, number, FLOAT), rows(1, (length + number) // 8 - length // 8, FLOAT)
+        outs = [
+            cache.extend(0, *new, extension_by(by_blocks, cache, length, number))
+            for by_blocks, cache in zip((True, False), caches, strict=True)
+        ]
+        for got, expected in zip(*outs, strict=True):
+            assert_close(got, expected, FLOAT)
+        length += number
 
 
 def rows(batch, number, dtype=torch.float32, device="cpu", heads=(H, G, G), width=D):

@@ -213,3 +213,42 @@ def test_a_cache_that_grows_keeps_its_rows(window):
     with poisoned_memory():
         cache.reserve(30)
     decode(cache, data, [1, 0], [5, 3], 25)
+
+
+@pytest.mark.parametrize("junk", [1e30, torch.inf, torch.nan])
+@pytest.mark.parametrize("spare_bytes", [0, 1 << 12, 1 << 30])
+@pytest.mark.parametrize("slots", [[0, 1, 2, 3], [5, 1, 6, 0, 2], [4, 4, 3], [7]])
+def test_slots_together_read_their_own_rows_alone(monkeypatch, slots, spare_bytes, junk):
+    monkeypatch.setattr(eager, "_CALL_BYTES", spare_bytes)
+    generator = torch.Generator().manual_seed(len(slots))
+    key, value = (torch.randn(8, G, 40, D, generator=generator, dtype=torch.float64) for _ in range(2))
+    query = torch.randn(len(slots), H, 2, D, generator=generator, dtype=torch.float64)
+    start = torch.randint(0, 20, (len(slots), 2), generator=generator)
+    stop = start + torch.randint(0, 20, (len(slots), 2), generator=generator)
+    seen = torch.zeros(8, 40, dtype=torch.bool)
+    for slot, starts, stops in zip(slots, start.tolist(), stop.tolist(), strict=True):
+        for first, last in zip(starts, stops, strict=True):
+            seen[slot, first:last] = True
+    for cache in (key, value):
+        cache.masked_fill_(~seen[:, None, :, None], junk)
+    args = query, key, value, start, stop
+    found, expected = (attention_by(form, *args, slot_B=torch.tensor(slots)) for form in FORMS[::-1])
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+def attention_by(form, *args, **kwargs):
+    with forced(form):
+        return cache_attention(*args, **kwargs)
+
+
+def test_neighbours_go_together_where_that_is_cheap():
+    def runs(spare, *slices):
+        found = eager._runs([eager._Slice(number, *each) for number, each in enumerate(slices)], spare)
+        return [[each.slot for each in run.slices] for run in found]
+
+    assert runs(10, (1, 0, 5), (0, 0, 5), (2, 3, 6)) == [[0, 1, 2]]
+    assert runs(10, (0, 0, 5), (2, 0, 5)) == [[0, 2]]  # over a slot that is not asked for
+    assert runs(4, (0, 0, 5), (2, 0, 5)) == [[0], [2]]
+    assert runs(10, (0, 0, 5), (1, 0, 50)) == [[0], [1]]
+    assert runs(0, (0, 0, 5), (1, 0, 5)) == [[0], [1]]
+    assert runs(10, (0, 0, 5), (0, 0, 5)) == [[0], [0]]

@@ -19,9 +19,10 @@ from feedworks.mari.accelerate import partial_linear
 from feedworks.mari.samples import draw
 from feedworks.mari.schema import RankerSchema
 from feedworks.mari.twin import Graph, Twin
+from feedworks_kernels import onednn
 
 aten = torch.ops.aten
-ROWS = 1024  # for which the layout is chosen; it is right for any number
+ROWS = 1024  # of the samples that both are compared on
 MIN_WIDTH = 16
 TOLERANCE = 1e-4
 
@@ -53,12 +54,10 @@ def packed_linear(
     partial_RN: Tensor, x_BI: Tensor, packed_NI: Tensor, request_B: Tensor | None, activation: str
 ) -> Tensor:
     """`act(x W^T + partial[request])` as `accelerate.partial_linear`, for a weight that was laid out."""
-    product = torch.ops.mkldnn._linear_pointwise
     if request_B is None:
         bias_N = partial_RN if partial_RN.ndim == 1 else partial_RN[0]
-        whole: Tensor = product(x_BI, packed_NI, bias_N, _ONEDNN[activation], [], "")
-        return whole
-    mixed_BN: Tensor = product(x_BI, packed_NI, None, "none", [], "")
+        return onednn.linear(x_BI, packed_NI, bias_N, _ONEDNN[activation])
+    mixed_BN = onednn.linear(x_BI, packed_NI)
     mixed_BN += partial_RN.index_select(0, request_B)
     return _IN_PLACE[activation](mixed_BN)
 
@@ -130,7 +129,7 @@ def _lay_out(
     if weight.ndim != 2 or min(weight.shape) < MIN_WIDTH:
         return
     name = f"packed_{node.name}"
-    constants[name] = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
+    constants[name] = onednn.packed(weight)
     with graph.inserting_before(node):
         given: Any = (partial, data, graph.get_attr(name), request, activation)
         product = graph.call_function(packed_linear, given)

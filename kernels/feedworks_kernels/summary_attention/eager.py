@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from feedworks_kernels.summary_attention import eager_short, eager_summary, eager_threads
-from feedworks_kernels.summary_attention.eager_text import LOG2_E, Head, HeadGradient, Keys
+from feedworks_kernels.summary_attention.eager_text import (
+    FROM_THE_FIRST,
+    LOG2_E,
+    Head,
+    HeadGradient,
+    Keys,
+    Start,
+)
 from feedworks_kernels.summary_attention.pattern import Forward, Gradients, Pattern, Rows
 
 # A sum of weights without a maximum within these is as exact as one with it: weights that vanish in fp32
@@ -29,25 +36,40 @@ def summary_attention(text: Rows, summary: Rows, pattern: Pattern) -> Forward:
     """As `feedworks_kernels.summary_attention`."""
     if eager_short.fits(text, summary):
         return eager_short.summary_attention(text, summary, pattern)
+    text_BHTD, text_lse_BHT = attend_text(text, summary, pattern)
+    summary_BHSD, summary_lse_BHS = eager_summary.attend(text, summary, pattern)
+    return Forward(text_BHTD, summary_BHSD, text_lse_BHT, summary_lse_BHS)
+
+
+def attend_text(
+    text: Rows, summary: Rows, pattern: Pattern, start: Start = FROM_THE_FIRST
+) -> tuple[Tensor, Tensor]:
+    """Return the text rows' outputs (B, H, T, D) and log-sum-exps (B, H, T).
+
+    Args:
+        text: T queries, and keys and values of the rows that they read.
+        summary: queries are not looked at.
+        pattern: one document for each sequence, if `start` is given.
+        start: rows that the first query and the first key are.
+    """
     text_BHTD = torch.empty_like(text.query_BHTD)
     lse_BHT = text_BHTD.new_empty(text_BHTD.shape[:3], dtype=whole(text_BHTD))
 
     def attend(task: _Task) -> None:
-        head = _head(text, summary, pattern, task)
+        head = _head(text, summary, pattern, task, start)
         out_QTD, lse_QT = text_BHTD[task.place], lse_BHT[task.place]
-        blocks = list(head.blocks())[task.share]
-        for start, stop in blocks:
+        for first, last in list(head.blocks())[task.share]:
             for shifted in (False, True):
-                out_QRD, lse_QR = head.attend(start, stop, shifted)
+                out_QRD, lse_QR = head.attend(first, last, shifted)
                 if bool((lse_QR.abs() <= _SAFE_LOG2).all()):
                     break
-            out_QTD[:, start:stop], lse_QT[:, start:stop] = out_QRD, lse_QR
+            rows = slice(first - start.query, last - start.query)
+            out_QTD[:, rows], lse_QT[:, rows] = out_QRD, lse_QR
 
     workers = eager_threads.num_workers(text_BHTD.device)
     for _ in eager_threads.run(attend, _tasks(text, pattern, workers), workers):
         pass
-    summary_BHSD, summary_lse_BHS = eager_summary.attend(text, summary, pattern)
-    return Forward(text_BHTD, summary_BHSD, lse_BHT.div_(LOG2_E), summary_lse_BHS)
+    return text_BHTD, lse_BHT.div_(LOG2_E)
 
 
 def gradient(
@@ -110,13 +132,11 @@ class _Task(NamedTuple):
 
 
 def _tasks(text: Rows, pattern: Pattern, workers: int) -> list[_Task]:
-    num_sequences, num_groups, num_text, _ = text.key_BGTD.shape
+    num_sequences, num_groups = text.key_BGTD.shape[:2]
     group = text.query_BHTD.shape[1] // num_groups
     tasks = []
     for sequence in range(num_sequences):
-        for first, last in documents(pattern, sequence, num_text):
-            rows = slice(first * pattern.chunk, min(num_text, last * pattern.chunk))
-            own = slice(first * pattern.summaries, last * pattern.summaries)
+        for rows, own in _documents(pattern, sequence):
             for number in range(num_groups):
                 shared = ((sequence, number, rows), (sequence, number, own))
                 end = (number + 1) * group
@@ -129,20 +149,25 @@ def _tasks(text: Rows, pattern: Pattern, workers: int) -> list[_Task]:
     return [task._replace(share=slice(turn, None, workers)) for task in tasks for turn in range(workers)]
 
 
-def _head(text: Rows, summary: Rows, pattern: Pattern, task: _Task) -> Head:
+def _head(text: Rows, summary: Rows, pattern: Pattern, task: _Task, start: Start = FROM_THE_FIRST) -> Head:
     kind = whole(text.query_BHTD)
     text_keys, summary_keys = (
         Keys(*(x[at].to(kind).contiguous() for x in source[1:]))
         for source, at in zip((text, summary), task.shared, strict=True)
     )
     query_QTD = text.query_BHTD[task.place].to(kind) * (pattern.scale * LOG2_E)
-    return Head(query_QTD, text_keys, summary_keys, pattern)
+    return Head(query_QTD, text_keys, summary_keys, pattern, start)
 
 
-def documents(pattern: Pattern, sequence: int, num_text: int) -> list[tuple[int, int]]:
-    """Return the chunks [first, last) of each document of a sequence."""
-    num_chunks = pattern.num_chunks(num_text)
+def _documents(pattern: Pattern, sequence: int) -> list[tuple[slice, slice]]:
+    """Return the text rows and the summary rows of each document of a sequence."""
     if pattern.first_chunk_BC is None:
-        return [(0, num_chunks)]
+        return [(slice(None), slice(None))]
     first = sorted(set(pattern.first_chunk_BC[sequence].tolist()))
-    return list(zip(first, [*first[1:], num_chunks], strict=True))
+    return [
+        (
+            slice(begin * pattern.chunk, end and end * pattern.chunk),
+            slice(begin * pattern.summaries, end and end * pattern.summaries),
+        )
+        for begin, end in zip(first, [*first[1:], None], strict=True)
+    ]

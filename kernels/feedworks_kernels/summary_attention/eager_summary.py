@@ -75,7 +75,7 @@ def gradient(grad_BHSD: Tensor, text: Rows, summary: Rows, forward: Forward, pat
 
 
 def _chunks(text: Rows, summary: Rows, pattern: Pattern) -> Iterator[_Chunks]:
-    num_text, num_summaries = text.query_BHTD.shape[2], summary.query_BHTD.shape[2]
+    num_text, num_summaries = text.key_BGTD.shape[2], summary.query_BHTD.shape[2]
     whole = num_text // pattern.chunk
     text_end, summary_end = whole * pattern.chunk, whole * pattern.summaries
     if whole:

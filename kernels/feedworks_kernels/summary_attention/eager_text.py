@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from feedworks_kernels.summary_attention.eager_products import product
+from feedworks_kernels import onednn
 from feedworks_kernels.summary_attention.pattern import Pattern
 
 LOG2_E = math.log2(math.e)
@@ -32,6 +32,16 @@ class Keys(NamedTuple):
 
     key_TD: Tensor
     value_TD: Tensor
+
+
+class Start(NamedTuple):
+    """Rows of a document of which only the later part is there: first of the queries, first of the keys."""
+
+    query: int = 0
+    key: int = 0
+
+
+FROM_THE_FIRST = Start()
 
 
 class Tile(NamedTuple):
@@ -51,19 +61,24 @@ class Head:
         text: text keys and values.
         summary: summary keys and values.
         pattern: its `first_chunk_BC` is not looked at.
+        start: row of the document that the first query is, and the first text key.
     """
 
-    def __init__(self, query_QTD: Tensor, text: Keys, summary: Keys, pattern: Pattern) -> None:
+    def __init__(
+        self, query_QTD: Tensor, text: Keys, summary: Keys, pattern: Pattern, start: Start = FROM_THE_FIRST
+    ) -> None:
         self.query_QTD, self.text, self.summary, self.pattern = query_QTD, text, summary, pattern
-        self._biases: dict[tuple[int, ...], Tensor] = {}
+        self._start = start
+        self._biases: dict[tuple[str | int, ...], Tensor] = {}
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Cut the text into blocks of rows, of whole chunks where a chunk is small."""
         num_heads, num_text, _ = self.query_QTD.shape
         rows = max(32, _ROWS // num_heads)
         rows = max(rows // self.pattern.chunk * self.pattern.chunk, 0) or rows
-        for start in range(0, num_text, rows):
-            yield start, min(num_text, start + rows)
+        first, end = self._start.query, self._start.query + num_text
+        for start in range(first, end, rows):
+            yield start, min(end, start + rows)
 
     def attend(self, start: int, stop: int, shifted: bool) -> tuple[Tensor, Tensor]:
         """Compute the outputs (Q, R / Q, D) and base-2 log-sum-exps (Q, R / Q) of the rows [start, stop).
@@ -86,7 +101,7 @@ class Head:
         for tile, score_RN in zip(tiles, scores, strict=True):
             weight_RN = score_RN.exp2_()
             of_tile_R1 = weight_RN.sum(dim=1, keepdim=True)
-            of_tile_RD = product(weight_RN, self._keys(tile).value_TD[tile.first : tile.last].T)
+            of_tile_RD = product(weight_RN, self._keys(tile).value_TD.T)
             sum_R1 = of_tile_R1 if sum_R1 is None else sum_R1.add_(of_tile_R1)
             out_RD = of_tile_RD if out_RD is None else out_RD.add_(of_tile_RD)
         assert sum_R1 is not None
@@ -115,21 +130,24 @@ class Head:
         for tile in self._tiles(start, stop):
             columns, keys = slice(tile.first, tile.last), self._keys(tile)
             weight_RN = self._score(query_RD, tile).sub_(lse_R1).exp2_()
-            grad_score_RN = product(grad_RD, keys.value_TD[columns]).sub_(delta_R1).mul_(weight_RN)
+            grad_score_RN = product(grad_RD, keys.value_TD).sub_(delta_R1).mul_(weight_RN)
             sums = into.text if tile.is_text else into.summary
             sums.value_TD[:, columns] += product(grad_DR, weight_RN.T)
             sums.key_TD[:, columns] += product(query_DR, grad_score_RN.T)
-            grad_query_RD += product(grad_score_RN, keys.key_TD[columns].T)
+            grad_query_RD += product(grad_score_RN, keys.key_TD.T)
         return grad_query_RD.view(len(self.query_QTD), stop - start, -1)
 
     def _block(self, rows_QTD: Tensor, start: int, stop: int) -> Tensor:
-        return rows_QTD[:, start:stop].reshape(-1, rows_QTD.shape[2])
+        first = self._start.query
+        return rows_QTD[:, start - first : stop - first].reshape(-1, rows_QTD.shape[2])
 
     def _keys(self, tile: Tile) -> Keys:
-        return self.text if tile.is_text else self.summary
+        """Return keys and values of a tile's columns."""
+        kept, first = (self.text, self._start.key) if tile.is_text else (self.summary, 0)
+        return Keys(*(x[tile.first - first : tile.last - first] for x in kept))
 
     def _score(self, query_RD: Tensor, tile: Tile) -> Tensor:
-        score_RN = product(query_RD, self._keys(tile).key_TD[tile.first : tile.last])
+        score_RN = product(query_RD, self._keys(tile).key_TD)
         for first, last, bias in tile.edges:
             score_RN.view(len(self.query_QTD), -1, tile.last - tile.first)[:, :, first:last] += bias
         return score_RN
@@ -164,7 +182,7 @@ class Head:
         chunk, window, summaries = self.pattern.chunk, self.pattern.window, self.pattern.summaries
         begun = start // chunk
         moved = begun * (summaries if kind == "summary" else chunk)
-        name = (len(kind), start - begun * chunk, stop - start, first - moved, last - first)
+        name = (kind, start - begun * chunk, stop - start, first - moved, last - first)
         if name not in self._biases:
             row_R1 = torch.arange(start, stop, device=self.query_QTD.device)[:, None]
             column_1N = torch.arange(first, last, device=row_R1.device)[None]
@@ -184,3 +202,10 @@ class HeadGradient(NamedTuple):
 
     text: Keys
     summary: Keys
+
+
+def product(left_MK: Tensor, right_NK: Tensor) -> Tensor:
+    """Return left right^T (M, N); `left` has contiguous rows, `right` or its transpose has."""
+    if onednn.can_multiply(left_MK):
+        return onednn.linear(left_MK, right_NK)
+    return torch.mm(left_MK, right_NK.T)

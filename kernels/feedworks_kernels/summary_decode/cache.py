@@ -121,7 +121,7 @@ class SummaryCache:
     ) -> DecodeStep:
         """Add several text tokens to one sequence and attend: a long prompt in parts, or a next turn.
 
-        The memory of the products grows with the new tokens times all that the sequence holds.
+        The memory of the products grows with the new tokens times all that the sequence holds; not on a CPU.
 
         Args:
             slot: the sequence, or an empty slot.
@@ -138,14 +138,13 @@ class SummaryCache:
                 or a gradient is asked for.
         """
         cache_checks.check_extension(self.key_NGLD, self.length_N, slot, (text, summary), plan)
-        rows = Rows(*(torch.cat(pair, dim=2) for pair in zip(text, summary, strict=True)))
-        scale = rows.query_BHTD.shape[3] ** -0.5 if scale is None else scale
+        scale = text.query_BHTD.shape[3] ** -0.5 if scale is None else scale
         caches = self.key_NGLD[slot], self.value_NGLD[slot]
-        out_HQD = attend(self.layout, caches, rows, plan, scale)
+        outs = attend(self.layout, caches, text, summary, plan, scale)
         for cache_GLD, text_BGTD, summary_BGSD in zip(caches, text[1:], summary[1:], strict=True):
             store(self.layout, cache_GLD, plan.length, text_BGTD[0], summary_BGSD[0])
         self.length_N[slot] = plan.length + plan.num_text
-        return DecodeStep(out_HQD[None, :, : plan.num_text], out_HQD[None, :, plan.num_text :])
+        return DecodeStep(*outs)
 
     def places(
         self, slot_B: Tensor | None = None, ending_S: Tensor | None = None, *, summaries: bool = True

@@ -1,5 +1,8 @@
 """Several tokens at once behind a sequence that is in the cache: a long prompt in parts, or a next turn.
 
+On a CPU many tokens go block by block through the text rows' form of summary_attention; otherwise all new
+rows go through one masked product.
+
 Shape letters: T new text tokens, S summaries of the chunks that they end, Q = T + S new rows, G key and value
 heads, H query heads, D head width, L rows of a slot, K rows that the new rows may read: those in the cache,
 then themselves.
@@ -13,8 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from feedworks_kernels.summary_attention.pattern import Rows
+from feedworks_kernels.summary_attention import eager, eager_summary
+from feedworks_kernels.summary_attention.eager_text import Start
+from feedworks_kernels.summary_attention.pattern import Pattern, Rows
 from feedworks_kernels.summary_decode.layout import CacheLayout
+
+# Text tokens from which on blocks are faster than one masked product.
+_LEAST_TEXT = 64
 
 
 class Extension(NamedTuple):
@@ -24,13 +32,13 @@ class Extension(NamedTuple):
         length: tokens of the sequence before.
         num_text: T.
         num_summaries: S, m for each chunk that ends.
-        mask_QK: whether a new row reads a row.
+        mask_QK: whether a new row reads a row; None: the rows go block by block.
     """
 
     length: int
     num_text: int
     num_summaries: int
-    mask_QK: Tensor
+    mask_QK: Tensor | None
 
 
 class _Keys(NamedTuple):
@@ -54,6 +62,8 @@ def extension(layout: CacheLayout, length: int, num_text: int, device: torch.dev
         )
     chunk, num_summaries = layout.chunk, layout.summaries
     first, last = length // chunk, (length + num_text) // chunk
+    if device.type == "cpu" and num_text >= _LEAST_TEXT:
+        return Extension(length, num_text, (last - first) * num_summaries, None)
     place_T = torch.arange(length, length + num_text, device=device)
     summary_S = torch.arange(first * num_summaries, last * num_summaries, device=device)
     query = _Keys(
@@ -91,30 +101,91 @@ def _mask(layout: CacheLayout, query: _Keys, key: _Keys) -> Tensor:
     return torch.where(query.text_K[:, None], by_text_QK, by_summary_QK)
 
 
-def cached_rows(layout: CacheLayout, cache_GLD: Tensor, length: int) -> list[Tensor]:
-    """Return the rows that a sequence holds: its unfinished chunk and the ring, then the summaries."""
-    chunks, rest = divmod(length, layout.chunk)
-    ring_end = layout.first_ring_row + min(chunks, layout.ring_chunks) * layout.chunk
-    parts = [cache_GLD[:, layout.first_ring_row - rest : ring_end]]
-    if layout.window is not None:
-        stop = layout.first_summary_row + layout.summaries * chunks
-        parts.append(cache_GLD[:, layout.first_summary_row : stop])
-    return parts
-
-
 def attend(
-    layout: CacheLayout, slot: tuple[Tensor, Tensor], rows: Rows, plan: Extension, scale: float
-) -> Tensor:
-    """Return the attention (H, Q, D) of new rows (1, ., Q, D) over a slot's rows and themselves."""
+    layout: CacheLayout,
+    slot: tuple[Tensor, Tensor],
+    text: Rows,
+    summary: Rows,
+    plan: Extension,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the attention of new text rows (1, H, T, D) and summary rows (1, H, S, D).
+
+    Args:
+        layout: of the cache.
+        slot: its keys and values (G, L, D).
+        text: new rows.
+        summary: new rows.
+        plan: which rows they read.
+        scale: factor of the products.
+    """
+    if plan.mask_QK is None:
+        return _by_blocks(layout, slot, text, summary, plan.length, scale)
+    rows = Rows(*(torch.cat(pair, dim=2) for pair in zip(text, summary, strict=True)))
     key, value = (
-        torch.cat((*cached_rows(layout, cache_GLD, plan.length), new_BGQD[0]), dim=1)[None]
+        torch.cat((*_cached_rows(layout, cache_GLD, plan.length), new_BGQD[0]), dim=1)[None]
         for cache_GLD, new_BGQD in zip(slot, rows[1:], strict=True)
     )
     grouped = rows.query_BHTD.shape[1] != key.shape[1]
-    out: Tensor = F.scaled_dot_product_attention(
+    out = F.scaled_dot_product_attention(
         rows.query_BHTD, key, value, attn_mask=plan.mask_QK, scale=scale, enable_gqa=grouped
     )
-    return out[0]
+    return out[:, :, : plan.num_text], out[:, :, plan.num_text :]
+
+
+def _cached_rows(layout: CacheLayout, cache_GLD: Tensor, length: int) -> list[Tensor]:
+    """Return the rows that a sequence holds: its unfinished chunk and the ring, then the summaries."""
+    chunks, rest = divmod(length, layout.chunk)
+    ring_end = layout.first_ring_row + min(chunks, layout.ring_chunks) * layout.chunk
+    return [cache_GLD[:, layout.first_ring_row - rest : ring_end], *_summaries(layout, cache_GLD, length)]
+
+
+def _summaries(layout: CacheLayout, cache_GLD: Tensor, length: int) -> list[Tensor]:
+    """Return the summaries that a sequence holds, the oldest first."""
+    kept = 0 if layout.window is None else length // layout.chunk * layout.summaries
+    return [cache_GLD[:, layout.first_summary_row : layout.first_summary_row + kept]]
+
+
+def _by_blocks(
+    layout: CacheLayout,
+    slot: tuple[Tensor, Tensor],
+    text: Rows,
+    summary: Rows,
+    length: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """As `attend`, with the rows of the cache in their order: a block of rows reads two stretches of them."""
+    chunks, rest = divmod(length, layout.chunk)
+    held = min(chunks, layout.ring_chunks) * layout.chunk
+    raw, far = (
+        [
+            torch.cat((*find(layout, cache_GLD, length), new_BGXD[0]), dim=1)[None]
+            for cache_GLD, new_BGXD in zip(slot, new[1:], strict=True)
+        ]
+        for find, new in ((_ordered_text, text), (_summaries, summary))
+    )
+    window = layout.num_chunks if layout.window is None else layout.window
+    pattern = Pattern(layout.chunk, window, layout.summaries, scale)
+    text_BHTD, _ = eager.attend_text(
+        Rows(text.query_BHTD, *raw),
+        Rows(summary.query_BHTD, *far),
+        pattern,
+        Start(query=length, key=length - rest - held),
+    )
+    ended = slice(held, held + summary.query_BHTD.shape[2] // layout.summaries * layout.chunk)
+    ended_text = Rows(text.query_BHTD, *(x[:, :, ended] for x in raw))
+    summary_BHSD, _ = eager_summary.attend(ended_text, summary, pattern)
+    return text_BHTD, summary_BHSD
+
+
+def _ordered_text(layout: CacheLayout, cache_GLD: Tensor, length: int) -> list[Tensor]:
+    """Return the text rows that a sequence holds, the oldest first."""
+    chunks, rest = divmod(length, layout.chunk)
+    ring = layout.ring_chunks
+    first = layout.first_ring_row
+    oldest = first + (chunks % ring * layout.chunk if chunks > ring > 0 else 0)
+    end = first + min(chunks, ring) * layout.chunk
+    return [cache_GLD[:, oldest:end], cache_GLD[:, first:oldest], cache_GLD[:, first - rest : first]]
 
 
 def store(layout: CacheLayout, cache_GLD: Tensor, length: int, text_GTD: Tensor, summary_GSD: Tensor) -> None:

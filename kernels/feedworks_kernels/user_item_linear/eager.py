@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from feedworks_kernels import onednn
 from feedworks_kernels.user_item_linear.reference import activate
 
 __all__ = ["gradient", "user_item_linear", "user_product"]
@@ -100,21 +101,11 @@ def _activate_in_place(mixed_BN: Tensor, activation: str) -> Tensor:
 
 
 def _prefers_onednn(item_BI: Tensor, weight_item_NI: Tensor) -> bool:
-    return (
-        item_BI.device.type == "cpu"
-        and item_BI.dtype == torch.float32
-        and 2 * item_BI.numel() * weight_item_NI.shape[0] >= _MANY_FLOP * torch.get_num_threads()
-        and _has_onednn()
-    )
-
-
-def _has_onednn() -> bool:
-    mkldnn = torch.backends.mkldnn
-    on = bool(mkldnn.is_available() and mkldnn.enabled)  # type: ignore[no-untyped-call]
-    return on and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return 2 * item_BI.numel() * weight_item_NI.shape[
+        0
+    ] >= _MANY_FLOP * torch.get_num_threads() and onednn.can_multiply(item_BI)
 
 
 def _onednn(item_BI: Tensor, weight_item_NI: Tensor, bias_N: Tensor | None, activation: str) -> Tensor:
     name, algorithm = _ONEDNN_NAME[activation], "none" if activation == "gelu" else ""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(item_BI, weight_item_NI, bias_N, name, [], algorithm)
-    return product
+    return onednn.linear(item_BI, weight_item_NI, bias_N, name, algorithm)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from feedworks_kernels import onednn
 from feedworks_kernels.user_item_linear import user_item_linear
 
 OURS = "user_item_linear"
@@ -86,14 +87,9 @@ def providers(layer: Layer, compiled: bool) -> dict[str, Provider]:
         "tile_concat_product": lambda: torch.relu(F.linear(tiled(), weight_NW, bias_N)),
         "wide_product_alone": lambda: torch.relu(F.linear(ready_BW, weight_NW, bias_N)),
     }
-    if (
-        not item_BI.is_cuda
-        and item_BI.dtype == torch.float32
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    ):
+    if onednn.can_multiply(item_BI):
         # addmm (MKL) is the slower product of fp32 on some CPUs; ours takes oneDNN, so the peer gets it too.
-        wide = torch.ops.mkldnn._linear_pointwise
-        ways["tile_concat_onednn"] = lambda: wide(tiled(), weight_NW, bias_N, "relu", [], "")
+        ways["tile_concat_onednn"] = lambda: onednn.linear(tiled(), weight_NW, bias_N, "relu")
     if compiled:
         ways["two_products_compiled"] = torch.compile(two_products, dynamic=False)
     return ways
