@@ -6,7 +6,6 @@ sides.json and model.pt2, all that later steps need: only `make_ranker` runs a m
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -41,6 +40,7 @@ from feedworks.progress import say
 from feedworks.results import BENCH
 from feedworks.storage import atomic_folder, read_json, write_json
 from feedworks.training.checkpoint import load_extra, save_model
+from feedworks.training.processes import is_first_process
 from feedworks.training.settings import seeded
 
 MODEL_FILE = "model.pt2"
@@ -113,7 +113,7 @@ def import_ranker(out_dir: Path, cfg: MariConfig) -> Ranker:
     require_names(model, schema, cfg.outside.model)
     program = export_ranker(model, schema)
     require_scores(program, schema, cfg.outside.model)
-    if _is_first_process():
+    if is_first_process():
         with atomic_folder(out_dir) as folder:
             schema.write(folder / SIDES_FILE)
             save_program(program, folder / MODEL_FILE)
@@ -137,7 +137,7 @@ def train(data_dir: Path, out_dir: Path, cfg: MariConfig) -> Ranker:
         state,
         embedding_l2=cfg.ranker.embedding_l2,
     )
-    if _is_first_process():
+    if is_first_process():
         model = model.eval().cpu()
         with atomic_folder(out_dir) as folder:
             schema.write(folder / SIDES_FILE)
@@ -264,11 +264,6 @@ def load_ranker(folder: Path) -> tuple[ExportedProgram, RankerSchema]:
         ModelError: it is missing or damaged.
     """
     return load_program(folder / MODEL_FILE), RankerSchema.read(folder / SIDES_FILE)
-
-
-def _is_first_process() -> bool:
-    # All processes of torchrun end with the same weights.
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _converted(program: ExportedProgram, schema: RankerSchema, cfg: MariConfig, **options: Any) -> Conversion:

@@ -7,7 +7,6 @@ Only steps with an argument `content` can read what users met after they came ba
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from feedworks.ocarm.samples import Built, build_samples
 from feedworks.progress import say
 from feedworks.storage import atomic_folder, read_json, write_json
 from feedworks.training.checkpoint import load_extra, load_model, save_model
+from feedworks.training.processes import is_first_process
 
 PREDICTIONS = "predictions.parquet"
 
@@ -215,7 +215,7 @@ def _state(out_dir: Path) -> Path:
 def _finish(out_dir: Path, trained: stages.Trained, inputs: Inputs, *files: Path) -> Trained:
     result = trained.result
     extra = {"history": result.history, "best_epoch": result.best_epoch}
-    if os.environ.get("RANK", "0") == "0":  # all processes of torchrun end with the same weights
+    if is_first_process():
         with atomic_folder(out_dir) as folder:
             save_model(folder, trained.model.cpu(), to_json(inputs.architecture), extra)
             for file in files:

@@ -6,7 +6,6 @@ state beside the result in `<out>.state` until it is done, so a killed step goes
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +38,7 @@ from feedworks.storage import atomic_folder, read_json, write_json
 from feedworks.training.checkpoint import load_config_json, load_extra, load_model, read_tensors, save_model
 from feedworks.training.checkpoint import save_tensors as write_tensors
 from feedworks.training.loop import FitResult
+from feedworks.training.processes import is_first_process
 from feedworks.training.seed import seed_everything
 from feedworks.training.settings import seeded
 
@@ -292,7 +292,7 @@ def _state(out_dir: Path) -> Path:
 
 def _finish(out_dir: Path, model: torch.nn.Module, config_json: str, result: FitResult) -> Trained:
     extra: dict[str, Any] = {"history": result.history, "best_epoch": result.best_epoch}
-    if os.environ.get("RANK", "0") == "0":  # all processes of torchrun end with the same weights
+    if is_first_process():
         with atomic_folder(out_dir) as folder:
             save_model(folder, model, config_json, extra)
         shutil.rmtree(_state(out_dir), ignore_errors=True)

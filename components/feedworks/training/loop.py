@@ -95,8 +95,7 @@ def fit(
     if (done := _finished(store, facts, module)) is not None:
         return done
     fabric = launch(config)
-    lock = store.locked() if fabric.is_global_zero else nullcontext()
-    with expected_warnings(), flushed_denormals(), lock:
+    with expected_warnings(), flushed_denormals(), store.locked() if fabric.is_global_zero else nullcontext():
         fabric.barrier()
         if (done := _finished(store, facts, module)) is not None:
             return done  # by the run that held the lock until now
@@ -104,8 +103,7 @@ def fit(
             store.record(facts)
         per_epoch = num_batches or _length(batches, config)
         num_steps = config.epochs * per_epoch if per_epoch else None
-        stepper = Stepper(module, loss, config, fabric, num_steps)
-        run = Run(stepper, config, store, fabric, num_steps)
+        run = Run(Stepper(module, loss, config, fabric, num_steps), config, store, fabric, num_steps)
         run.restore()
         run.train(batches, num_batches, evaluate, monitor)
     module.eval()

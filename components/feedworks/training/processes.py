@@ -15,6 +15,11 @@ from feedworks.training.settings import TrainConfig
 from feedworks.training.sharding import shard
 
 
+def is_first_process() -> bool:
+    """Whether this process writes results: all processes of torchrun end with the same ones."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def launch(config: TrainConfig) -> Any:
     """Return a launched `lightning.fabric.Fabric`; DDP or FSDP where torchrun started several processes.
 
