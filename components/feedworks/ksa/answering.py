@@ -215,7 +215,10 @@ class Answering:
         if any(token >= self._vocab_size for token in sampling.logit_bias):
             raise RequestError(f"logit_bias: tokens are below {self._vocab_size}", param="logit_bias")
         if len(prompts) * n > self.engine.max_jobs:
-            raise RequestError(f"n: at most {self.engine.max_jobs} answers to one request", param="n")
+            raise RequestError(
+                f"n: at most {self.engine.max_jobs} answers to one request, of all prompts together",
+                param="n",
+            )
         jobs = []
         for prompt in prompts:
             max_tokens = self._max_tokens(len(prompt), request.max_tokens, default_tokens, param)

@@ -20,7 +20,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 from feedworks.errors import ConfigError, DataError, ModelError
 from feedworks.ksa.architecture import Qwen3KsaConfig
 from feedworks.ksa.model import Qwen3KsaForCausalLM
-from feedworks.ksa.tensor_files import WEIGHTS, TensorFiles
+from feedworks.ksa.tensor_files import INDEX, WEIGHTS, TensorFiles
 from feedworks.storage import atomic_file, read_json, write_bytes
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -39,7 +39,7 @@ def save(model: Qwen3KsaForCausalLM | Qwen3ForCausalLM, folder: str | Path) -> N
 
     Args:
         model: on any device; tied weights are stored once.
-        folder: made if need be.
+        folder: made if need be. Shards of a model that was there, which `load` would read first, go.
 
     Raises:
         OSError: the folder cannot be written.
@@ -52,6 +52,8 @@ def save(model: Qwen3KsaForCausalLM | Qwen3ForCausalLM, folder: str | Path) -> N
     with atomic_file(target / WEIGHTS) as temporary:
         tensors = {name: x.detach().cpu().contiguous() for name, x in state.items()}
         save_file(tensors, temporary, metadata={"format": "pt"})
+    for path in (target / INDEX, *target.glob("model-*-of-*.safetensors")):  # another model's, read first
+        path.unlink(missing_ok=True)
     model.config.architectures = [type(model).__name__]
     model.config.dtype = model.dtype
     write_bytes(target / GENERATION, model.generation_config.to_json_string().encode())
@@ -105,14 +107,25 @@ def from_qwen3(
     if unknown := sorted(sizes.keys() - Qwen3KsaConfig.__dataclass_fields__.keys()):
         raise ConfigError(f"{unknown[0]}={sizes[unknown[0]]!r}: Qwen3KsaConfig has no such size")
     source = Path(folder)
-    settings = _settings(source, Qwen3Config.model_type, "read it with load")
-    if settings.get("use_sliding_window") or "sliding_attention" in (settings.get("layer_types") or ()):
-        raise ModelError(f"{source / CONFIG}: layers read a sliding window, expected full attention in all")
-    base = {name: value for name, value in settings.items() if name not in ("layer_types", "architectures")}
+    base = _qwen3_settings(source)
     _config(base, source)  # what is wrong without the sizes is the checkpoint's fault
     config = _config(base | sizes, source, ConfigError)
     make = _copied if init == "copy" else _drawn(config.initializer_range)
     return _filled(config, source, make, dtype, device)
+
+
+def check_qwen3(folder: str | Path) -> int:
+    """Return the number of layers of a checkpoint that `from_qwen3` can convert; no number is read.
+
+    Raises:
+        ModelError: as `from_qwen3`, but for NaN and infinite weights.
+    """
+    source = Path(folder)
+    config = _config(_qwen3_settings(source), source)
+    with torch.device("meta"), TensorFiles(source) as files:
+        _check(files, Qwen3KsaForCausalLM(config), converts=True)
+    num_layers: int = config.num_hidden_layers
+    return num_layers
 
 
 def as_qwen3(model: Qwen3KsaForCausalLM) -> Qwen3ForCausalLM:
@@ -153,6 +166,14 @@ def _settings(folder: Path, expected: str, mend: str) -> dict[str, Any]:
     return dict(settings)
 
 
+def _qwen3_settings(folder: Path) -> dict[str, Any]:
+    """Return what config.json says of a full-attention checkpoint, without what a conversion decides."""
+    settings = _settings(folder, Qwen3Config.model_type, "read it with load")
+    if settings.get("use_sliding_window") or "sliding_attention" in (settings.get("layer_types") or ()):
+        raise ModelError(f"{folder / CONFIG}: layers read a sliding window, expected full attention in all")
+    return {name: value for name, value in settings.items() if name not in ("layer_types", "architectures")}
+
+
 def _config(
     settings: dict[str, Any], folder: Path, kind: type[ConfigError | ModelError] = ModelError
 ) -> Qwen3KsaConfig:
@@ -174,13 +195,10 @@ def _filled(
     """Read a model; `make` gives what a conversion adds."""
     with torch.device("meta"):
         model = Qwen3KsaForCausalLM(config)
-    shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
-    if config.tie_word_embeddings:
-        del shapes[_HEAD]
+    shapes = _shapes(model)
     state: dict[str, Tensor] = {}
     with TensorFiles(folder) as files:
-        stored = {name: shape for name, shape in shapes.items() if make is None or not _is_added(name)}
-        files.check(stored, spare=[_HEAD] if config.tie_word_embeddings else [])
+        stored = _check(files, model, converts=make is not None)
         if _HEAD in files and _HEAD not in shapes and not torch.equal(files.read(_HEAD), files.read(_TABLE)):
             raise ModelError(f"{folder}: {_HEAD} differs from {_TABLE}, and config.json ties them")
         for name, shape in shapes.items():
@@ -188,6 +206,20 @@ def _filled(
             state[name] = tensor.to(device=device, dtype=dtype)
     filled: Qwen3KsaForCausalLM = _assigned(model, state, device, _generation(folder))
     return filled
+
+
+def _shapes(model: Qwen3KsaForCausalLM) -> dict[str, tuple[int, ...]]:
+    shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del shapes[_HEAD]
+    return shapes
+
+
+def _check(files: TensorFiles, model: Qwen3KsaForCausalLM, *, converts: bool) -> set[str]:
+    """Refuse other tensors than the model's, or than it has before its conversion; return their names."""
+    stored = {name: shape for name, shape in _shapes(model).items() if not (converts and _is_added(name))}
+    files.check(stored, spare=[_HEAD] if model.config.tie_word_embeddings else [])
+    return set(stored)
 
 
 def _copied(name: str, shape: tuple[int, ...], files: TensorFiles) -> Tensor:

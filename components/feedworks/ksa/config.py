@@ -74,11 +74,28 @@ class KsaConfig:
             "evaluation.seq_len": self.evaluation.seq_len,
             "package.max_context": self.package.max_context,
         }
+        self._check_extension()
         for name, length in lengths.items():
             if length > self.model.max_length:
                 raise ConfigError(
                     f"{name}={length}: expected at most model.max_length = {self.model.max_length}"
                 )
+
+    @property
+    def trained_length(self) -> int:
+        """Tokens of a row before the extension."""
+        return (self.anneal if self.mode == "convert" else self.pretrain).seq_len
+
+    def _check_extension(self) -> None:
+        before, chunk = self.trained_length, self.model.chunk
+        for length in self.extend.lengths:
+            if length <= before:
+                raise ConfigError(
+                    f"extend.lengths={length}: expected more than the {before} tokens before it"
+                )
+            if self.extend.pack and length % chunk:
+                raise ConfigError(f"extend.lengths={length}: packed rows have whole chunks of {chunk} tokens")
+            before = length
 
 
 def tiny() -> KsaConfig:
@@ -106,7 +123,7 @@ def tiny() -> KsaConfig:
         anneal=AnnealConfig(seq_len=256, steps_per_epoch=10, training=short),
         extend=ExtendConfig(lengths=(512,), steps_per_epoch=5, training=replace(short, batch_size=4)),
         evaluation=EvaluationConfig(
-            seq_len=256, buckets=(32, 64, 128), max_rows=8, decode_tokens=80, bootstrap=100, max_new_tokens=12
+            seq_len=256, buckets=(32, 64, 128), max_rows=8, decode_tokens=80, bootstrap=100, max_new_tokens=20
         ),
         gate=GateConfig(max_loss_ratio=2.0),
         package=PackageConfig(max_context=512, max_streams=4, max_new_tokens=128),

@@ -231,7 +231,8 @@ def tokenise(data_dir: Path, tokenizer_dir: Path, out_dir: Path) -> CorpusSize:
     """
     tokenizer = load_tokenizer(tokenizer_dir)
     end_id = int(tokenizer.eos_token_id)
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= TWO_BYTES else np.uint32)
+    vocab_size = max(tokenizer.get_vocab().values()) + 1  # there may be holes between the ids
+    dtype = np.dtype(np.uint16 if vocab_size <= TWO_BYTES else np.uint32)
     num_characters = 0
     with atomic_folder(out_dir) as folder, Progress("characters tokenised") as shown:
         with ExitStack() as stack:
@@ -255,7 +256,7 @@ def tokenise(data_dir: Path, tokenizer_dir: Path, out_dir: Path) -> CorpusSize:
             for split, writer in writers.items()
         }
         sha256 = hashlib.sha256((tokenizer_dir / TOKENIZER_FILE).read_bytes()).hexdigest()
-        about = {"format": _FORMAT, "dtype": dtype.name, "end_id": end_id, "vocab_size": len(tokenizer)}
+        about = {"format": _FORMAT, "dtype": dtype.name, "end_id": end_id, "vocab_size": vocab_size}
         write_json(folder / INDEX_FILE, {**about, "tokenizer": sha256, "splits": counts})
     return CorpusSize(
         {split: count["num_documents"] for split, count in counts.items()},
@@ -292,7 +293,7 @@ def _mapped(path: Path, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
     found = path.stat().st_size if path.is_file() else -1
     if found != expected:
         what = "is missing" if found < 0 else f"has {found:,} bytes, not {expected:,}"
-        raise DataError(f"{path} {what}; tokenise the corpus again")
+        raise DataError(f"{path} {what}; remove its folder and tokenise again")
     # A file without bytes cannot be mapped.
     return np.memmap(path, dtype, "r") if count else np.zeros(0, dtype)
 

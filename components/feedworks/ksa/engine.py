@@ -120,6 +120,7 @@ class Engine:
         self._cancelled: list[Work] = []
         self._open_jobs = 0
         self._closing = False
+        self._ended = EngineError("the service is shutting down")
         self._rate = _Rate()
         self._counted_s = 0.0
         self._count()
@@ -137,7 +138,7 @@ class Engine:
         ticket = Ticket(self, [Work.of(job, now_s) for job in jobs])
         with self._news:
             if self._closing:
-                raise EngineError("the service is shutting down")
+                raise self._ended
             if self._open_jobs + len(jobs) > self.max_jobs:
                 raise OverloadedError(f"{self._open_jobs} sequences run or wait; try again later")
             self._open_jobs += len(jobs)
@@ -152,6 +153,11 @@ class Engine:
             with self._news:
                 self._cancelled += going_on
                 self._news.notify()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes jobs."""
+        return self._thread.is_alive() and not self._closing
 
     def load(self) -> Load:
         """Say what the engine holds now; of a step that is under way, what was before it."""
@@ -168,7 +174,6 @@ class Engine:
         self._thread.join(within_s)
 
     def _run(self) -> None:
-        error = EngineError("the service is shutting down")
         try:
             while self._wait():
                 start_s = time.perf_counter()
@@ -185,13 +190,14 @@ class Engine:
                 self._counters.tokens_per_s.set(self._rate.add(num_tokens, end_s))
         except BaseException:
             _log.exception("the model's thread broke down")
-            error = EngineError("the service broke down")
-            raise
+            self._ended = EngineError("the service broke down; start it again")
         finally:
             with self._news:
                 self._closing = True
                 self._take_news()
-            self._deliver(self._scheduler.cancel_all(error))
+            self._scheduler.cancel_all(self._ended)
+            # All that were not told their end, those too that a step had in its hands when it broke down.
+            self._deliver([(work, Piece("", error=self._ended)) for work in list(self._tickets)])
             self._count()
 
     def _wait(self) -> bool:

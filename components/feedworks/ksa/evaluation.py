@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from feedworks.ksa.architecture import Qwen3KsaConfig
 from feedworks.ksa.arms import FULL, OURS
+from feedworks.ksa.checkpoint import CONFIG, from_qwen3, load
 from feedworks.ksa.config import KsaConfig
 from feedworks.ksa.corpus import TokenFile, load_tokenizer
 from feedworks.ksa.heldout import rows_of
@@ -107,9 +109,9 @@ def evaluate_arms(
     metrics: dict[str, float] = {}
     measured: dict[str, Measured] = {}
     cache: dict[tuple[str, int], CacheSize] = {}
-    for arm, load in models.items():
+    for arm, read in models.items():
         say(f"measuring {arm}")
-        model = load()
+        model = read()
         losses = {
             split: row_losses(model, ids_RT, cfg.evaluation.batch_size) for split, ids_RT in rows.items()
         }
@@ -123,6 +125,27 @@ def evaluate_arms(
         measured[arm] = Measured(losses, exact_N, recall_N)
     metrics |= _loss_metrics(measured, cfg) | _needle_metrics(measured, needles, cfg) | _cache_metrics(cache)
     return Evaluated(metrics, measured, needles, cache)
+
+
+def for_use(folder: Path, dtype: str) -> Qwen3KsaForCausalLM:
+    """Load a model of a run, or a Qwen3 checkpoint as one with full attention, onto the fastest device.
+
+    Args:
+        folder: of the model.
+        dtype: of the weights, that of the package: what is served is measured.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    settings = read_json(folder / CONFIG)
+    where: dict[str, Any] = {
+        "dtype": getattr(torch, dtype),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+    if settings["model_type"] == Qwen3KsaConfig.model_type:
+        return load(folder, **where)
+    windows = [None] * int(settings["num_hidden_layers"])
+    return from_qwen3(folder, summaries=0, windows=windows, **where)
 
 
 def buckets(cfg: KsaConfig) -> list[tuple[int, int]]:
@@ -196,7 +219,9 @@ def _recall(
     found_N = np.zeros(len(needles))
     for places in _batches(needles, cfg, "needles answered"):
         prompts = [needles[place].prompt_ids.tolist() for place in places]
-        answers = greedy(model, prompts, cfg.evaluation.max_new_tokens, tokenizer.eos_token_id)
+        longest = max(len(needles[place].target_ids) for place in places)
+        limit = max(cfg.evaluation.max_new_tokens, longest)  # the right answer always has room
+        answers = greedy(model, prompts, limit, tokenizer.eos_token_id)
         said = [tokenizer.decode(answer) for answer in answers]
         found_N[places] = [
             score(needles[place].answers, text) for place, text in zip(places, said, strict=True)

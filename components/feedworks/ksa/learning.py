@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from feedworks.datasets.folder import open_data
+from feedworks.errors import ConfigError
 from feedworks.ksa import stages
 from feedworks.ksa.arms import ARMS, FULL, OURS, Arm, architecture, sizes
 from feedworks.ksa.checkpoint import as_qwen3, from_qwen3, load, save
@@ -28,11 +29,13 @@ from feedworks.ksa.heldout import heldout_loss, rows_of
 from feedworks.ksa.model import Qwen3KsaForCausalLM
 from feedworks.ksa.settings import AnnealConfig, DistilConfig, ModelConfig, PretrainConfig, StageConfig
 from feedworks.progress import say
+from feedworks.storage import read_json, write_json
 from feedworks.training.loop import FitResult
 from feedworks.training.seed import mix, seed_everything
 from feedworks.training.settings import TrainConfig, seeded
 
 Row = dict[str, Any]
+_SOURCE = "source.json"
 StageT = TypeVar("StageT", bound=StageConfig)
 DISTIL_SHARE, ANNEAL_SHARE = 0.05, 0.15  # of the steps that made the full-attention model
 TRAINING = TrainConfig(
@@ -109,6 +112,7 @@ def books(
         seeds: of weights and rows, one run each.
 
     Raises:
+        ConfigError: `out_dir` holds another run.
         DataError: there is no text in `data`, or less than a row.
     """
     text = _Text(data, out_dir, plan)
@@ -166,7 +170,15 @@ class _Text:
 
     def __init__(self, data: str | Path, out_dir: Path, plan: BooksPlan) -> None:
         tokens, tokenizer = out_dir / "tokens", out_dir / "tokenizer"
+        facts = {"data": str(Path(data).resolve()), "vocab_size": plan.vocab_size}
+        source = out_dir / _SOURCE
+        found = read_json(source) if source.is_file() else {"data": "other data"}
+        if tokens.is_dir() and found != facts:
+            raise ConfigError(
+                f"{out_dir} holds tokens of {found['data']}, not of {data}; choose another folder"
+            )
         if not tokens.is_dir():
+            write_json(source, facts)
             folder = open_data(data, out_dir / "data", kind="text")
             fit_tokenizer(folder, tokenizer, vocab_size=plan.vocab_size)
             tokenise(folder, tokenizer, tokens)

@@ -120,7 +120,7 @@ class Sampled(Strict):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = Field(None, description="of the draws")
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     logit_bias: Biases | None = None
     stop: Stops = Field(None, description="texts that end the answer and are no part of it")
     ignore_eos: bool = Field(False, description="go on behind the end of a text")

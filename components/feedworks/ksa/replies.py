@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from abc import ABC, abstractmethod
+from codecs import getincrementaldecoder
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,10 +62,9 @@ class Reply(ABC):
         """Take a piece of an answer; yield what a stream sends of it, mostly one object."""
         shown = self._shown(piece)
         answer = self.answers[number]
-        start = len(answer.text)
         answer.add(piece, shown)
         if piece.text or shown or piece.finish:
-            yield from map(_dump, self._chunks(number, piece, shown, start))
+            yield from map(_dump, self._chunks(number, piece, shown))
 
     def take(self, number: int, piece: Piece) -> None:
         """Take a piece of an answer that is sent as a whole."""
@@ -83,10 +83,8 @@ class Reply(ABC):
         """Return the whole answer."""
 
     @abstractmethod
-    def _chunks(
-        self, number: int, piece: Piece, shown: Sequence[Chosen], start: int
-    ) -> Iterator[dict[str, Any]]:
-        """Yield what a stream sends of a piece whose text starts at a character of its answer."""
+    def _chunks(self, number: int, piece: Piece, shown: Sequence[Chosen]) -> Iterator[dict[str, Any]]:
+        """Yield what a stream sends of a piece."""
 
     def _shown(self, piece: Piece) -> list[Chosen]:
         """Return the token of a piece where it is to be reported: an end of text is none of the answer."""
@@ -113,9 +111,7 @@ class GenerateReply(Reply):
         """Return the fields of `feedworks.ksa.protocol.Generated`."""
         return {"text": self.answers[0].text} | self._end()
 
-    def _chunks(
-        self, number: int, piece: Piece, shown: Sequence[Chosen], start: int
-    ) -> Iterator[dict[str, Any]]:
+    def _chunks(self, number: int, piece: Piece, shown: Sequence[Chosen]) -> Iterator[dict[str, Any]]:
         yield {"text": piece.text} | (self._end() if piece.finish else {})
 
     def _end(self) -> dict[str, Any]:
@@ -169,6 +165,7 @@ class CompletionReply(OpenAiReply):
     def __init__(self, *args: Any, echoes: Sequence[str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._echoes = echoes
+        self._places = [_Places(len(text)) for text in echoes]
 
     def opening(self) -> Iterator[bytes]:
         """Yield the prompts where they are to be echoed."""
@@ -176,27 +173,39 @@ class CompletionReply(OpenAiReply):
             if text:
                 yield _dump(self._chunk(_completion(number, text, None, None)))
 
-    def _chunks(
-        self, number: int, piece: Piece, shown: Sequence[Chosen], start: int
-    ) -> Iterator[dict[str, Any]]:
-        logprobs = self._logprobs(shown, start) if shown else None
+    def _chunks(self, number: int, piece: Piece, shown: Sequence[Chosen]) -> Iterator[dict[str, Any]]:
+        logprobs = self._logprobs(number, shown) if shown else None
         yield self._chunk(_completion(number, piece.text, logprobs, piece.finish))
 
     def _choice(self, number: int, answer: Answer) -> dict[str, Any]:
-        logprobs = self._logprobs(answer.tokens, 0) if answer.tokens else None
+        logprobs = self._logprobs(number, answer.tokens) if answer.tokens else None
         return _completion(number, self._echoes[number] + answer.text, logprobs, answer.finish)
 
-    def _logprobs(self, tokens: Sequence[Chosen], start: int) -> dict[str, Any]:
-        names = [self._vocabulary.name(each.token) for each in tokens]
-        offsets = [start + sum(map(len, names[:place])) for place in range(len(names))]
+    def _logprobs(self, number: int, tokens: Sequence[Chosen]) -> dict[str, Any]:
         return {
-            "tokens": names,
+            "tokens": [self._vocabulary.name(each.token) for each in tokens],
             "token_logprobs": [each.logprob for each in tokens],
             "top_logprobs": [
                 {self._vocabulary.name(token): logprob for token, logprob in each.top} for each in tokens
             ],
-            "text_offset": offsets,
+            "text_offset": [
+                self._places[number].next(self._vocabulary.bytes_of(each.token)) for each in tokens
+            ],
         }
+
+
+class _Places:
+    """At which character of an answer its tokens begin; a character may have several tokens."""
+
+    def __init__(self, start: int) -> None:
+        self._count = start
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+
+    def next(self, content: bytes) -> int:
+        """Return the place of the next token."""
+        place = self._count
+        self._count += len(self._decoder.decode(content))
+        return place
 
 
 class ChatReply(OpenAiReply):
@@ -210,9 +219,7 @@ class ChatReply(OpenAiReply):
             delta = {"role": "assistant", "content": ""}
             yield _dump(self._chunk(_delta(number, delta, None, None)))
 
-    def _chunks(
-        self, number: int, piece: Piece, shown: Sequence[Chosen], start: int
-    ) -> Iterator[dict[str, Any]]:
+    def _chunks(self, number: int, piece: Piece, shown: Sequence[Chosen]) -> Iterator[dict[str, Any]]:
         logprobs = self._logprobs(shown) if shown else None
         if piece.text or logprobs:
             yield self._chunk(_delta(number, {"content": piece.text}, logprobs, None))

@@ -88,7 +88,8 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int], number: int = 0) -> None:
         self.sampling = sampling
-        self._prompt = torch.tensor(sorted(set(prompt)), dtype=torch.int64)
+        self._prompt = prompt
+        self._prompt_ids: Tensor | None = None
         self._counts: Counter[int] = Counter()
         seed = None if sampling.seed is None else f"{sampling.seed}/{number}"
         self._random = random.Random(seed)
@@ -110,7 +111,9 @@ class Sampler:
             logit_V[place] += torch.tensor(list(sampling.logit_bias.values()), dtype=logit_V.dtype)
         answer = torch.tensor(list(self._counts), dtype=torch.int64)
         if sampling.repetition_penalty != 1:
-            seen = torch.unique(torch.cat([self._prompt, answer]))
+            if self._prompt_ids is None:  # for a long prompt, many times, this takes a second
+                self._prompt_ids = torch.tensor(sorted(set(self._prompt)), dtype=torch.int64)
+            seen = torch.unique(torch.cat([self._prompt_ids, answer]))
             seen_logit = logit_V[seen]
             factor = sampling.repetition_penalty
             logit_V[seen] = torch.where(seen_logit > 0, seen_logit / factor, seen_logit * factor)

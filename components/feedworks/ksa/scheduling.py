@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from feedworks.ksa.vocabulary import TextStream
 if TYPE_CHECKING:
     from feedworks.ksa.cache import KsaCache
 
+Result = TypeVar("Result")
 Finish = Literal["stop", "length"]
 
 _log = logging.getLogger(__name__)
@@ -140,13 +141,14 @@ class Policy(NamedTuple):
     Attributes:
         prefill_tokens: prompts that are read together have so many tokens at most, padding included.
         part_tokens: a longer prompt is read in parts of this length.
-        prefill_share: of the time while others run, above 0, at most 1.
+        prefill_share: of the time while others run, above 0, at most 1. The more, the more sequences decode
+            side by side and the sooner answers begin; the less, the steadier they run.
         wait_s: a prompt that waited longer is given up.
     """
 
     prefill_tokens: int = 2048
     part_tokens: int = 512
-    prefill_share: float = 0.5
+    prefill_share: float = 0.8
     wait_s: float = 60.0
 
 
@@ -234,23 +236,25 @@ class Scheduler:
     def _admit(self) -> list[Work]:
         """Take short prompts in the order of arrival, as many as there are slots and tokens for.
 
-        A long one that is first becomes the one that is read in parts, if there is none.
+        The first long one becomes the one that is read in parts, if there is none; short ones pass others.
         """
         batch: list[Work] = []
         longest = 0
-        while self.waiting and self._free:
-            length = len(self.waiting[0].job.prompt)
-            is_long = length > self._policy.part_tokens
-            longest = longest if is_long else max(longest, length)
-            too_many = longest * (len(batch) + 1) > self._policy.prefill_tokens
-            if self.reading is not None if is_long else (batch and too_many):
+        for work in list(self.waiting):
+            if not self._free:
                 break
-            work = self.waiting.popleft()
-            work.slot = self._free.pop()
-            if is_long:
+            length = len(work.job.prompt)
+            if length > self._policy.part_tokens:
+                if self.reading is not None:
+                    continue
                 self.reading = work
             else:
+                longest = max(longest, length)
+                if batch and longest * (len(batch) + 1) > self._policy.prefill_tokens:
+                    break
                 batch.append(work)
+            self.waiting.remove(work)
+            work.slot = self._free.pop()
         return batch
 
     def _read_part(self) -> list[Outcome]:
@@ -276,8 +280,10 @@ class Scheduler:
         for b, work in enumerate(batch):
             token_BT[b, : lengths[b]] = torch.tensor(work.job.prompt)
         slots = [work.slot for work in batch]
-        token_BT = token_BT.to(self._model.device)
-        logit_BV = self._computed(batch, lambda: self._model.prefill(token_BT, lengths, self.cache, slots))
+        logit_BV = self._computed(
+            batch,
+            lambda: self._model.prefill(token_BT.to(self._model.device), lengths, self.cache, slots),
+        )
         if logit_BV is None and len(batch) > 1:  # its slots are empty still: whose fault was it?
             return [outcome for work in batch for outcome in self._read_whole([work])]
         return self._begin(batch, logit_BV)
@@ -287,14 +293,17 @@ class Scheduler:
         return self._advance(works, logit_BV)
 
     def _decode(self, works: list[Work]) -> list[Outcome]:
-        token_B = torch.tensor([work.token for work in works], device=self._model.device)
+        token_B = torch.tensor([work.token for work in works])
         slots = [work.slot for work in works]
         return self._advance(
-            works, self._computed(works, lambda: self._model.decode(token_B, self.cache, slots))
+            works,
+            self._computed(
+                works, lambda: self._model.decode(token_B.to(self._model.device), self.cache, slots)
+            ),
         )
 
-    def _computed(self, works: list[Work], compute: Callable[[], Tensor]) -> Tensor | None:
-        """Return logits, or None where the model failed: then the jobs of this call fail and no other."""
+    def _computed(self, works: list[Work], compute: Callable[[], Result]) -> Result | None:
+        """Return what is computed, or None where that failed: then the jobs of this call fail, no other."""
         try:
             with torch.inference_mode():
                 return compute()
@@ -304,9 +313,10 @@ class Scheduler:
 
     def _advance(self, works: list[Work], logit_BV: Tensor | None) -> list[Outcome]:
         """Choose a token for each sequence."""
-        chosen = (
-            [None] * len(works) if logit_BV is None else choose(logit_BV, [work.sampler for work in works])
-        )
+        chosen: Sequence[Chosen | None] | None = None
+        if logit_BV is not None:  # an error of a GPU may come to light as late as here
+            chosen = self._computed(works, lambda: choose(logit_BV, [work.sampler for work in works]))
+        chosen = [None] * len(works) if chosen is None else chosen
         return [(work, self._take(work, token)) for work, token in zip(works, chosen, strict=True)]
 
     def _take(self, work: Work, chosen: Chosen | None) -> Piece:

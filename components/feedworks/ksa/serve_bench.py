@@ -8,8 +8,8 @@ What the rates mean. `tokens_per_s` is answers over the whole time; behind a lon
 reading. `prompt_tokens_per_s` is over the time in which any client waits for its first token,
 `decode_tokens_per_s` over that in which any is between its first token and its last. With one stream they
 are the speed of reading and of a step. With many, our engine does both in turns: it reads one long prompt at
-a time, in parts, and gives those that are read as much time as the reading takes. An answer that is short
-against the reading is over before the next prompt is read, so that few streams decode side by side
+a time, in parts, and gives those that are read a fifth of the time. An answer that is short against
+the reading is over before the next prompt is read, so that few streams decode side by side
 (`decoding_at_once`) and the rows tell little of a cache with many sequences; `python -m feedworks.ksa.bench
 decode --batch 32` does. Transformers reads all prompts of a batch, then decodes all: its first tokens come
 late and together.
@@ -77,8 +77,8 @@ def serve(
     KSA against the same model with full attention in the same engine and against transformers' generate in
     static batches; clients that leave in mid-stream. JSON, one row a line; tables at the end on stderr.
 
-    On two cores of an AMD EPYC (Zen 5) the defaults take about a quarter of an hour, most of it 32 prompts of
-    8,192 tokens, and 10 GB of memory, most of it transformers' for those. `--prompt 2048` takes 4 minutes.
+    On two cores of an AMD EPYC (Zen 5) the defaults take 13 minutes, most of it 32 prompts of 8,192 tokens,
+    and 10 GB of memory, most of it transformers' for those. `--prompt 2048` takes 3 minutes.
     """
     shapes = [_shape(prompt, answer, window) for prompt in dict.fromkeys(prompts)]
     device = f"{device_label('cuda' if torch.cuda.is_available() else 'cpu')}, torch threads {threads}"

@@ -29,6 +29,7 @@ from feedworks.ksa.packaging import Loaded, load_package
 from feedworks.ksa.protocol import Generated, GenerateRequest, RequestError
 from feedworks.ksa.scheduling import Policy
 from feedworks.ksa.settings import PackageConfig
+from feedworks.nn.packed import pack_linears
 from feedworks.serving.ahead import Ahead
 from feedworks.serving.limits import App
 from feedworks.serving.service import NUM_THREADS, SETTINGS, model_folder, require_model, settle, stored
@@ -72,6 +73,12 @@ class KsaService:
         except RequestError as error:
             raise _Refused(error) from None
 
+    def __is_alive__(self) -> bool:
+        """Whether the model's thread runs, for /livez."""
+        return self.answering.engine.alive
+
+    __is_ready__ = __is_alive__
+
     @bentoml.on_shutdown
     def close(self) -> None:
         """End the model's thread."""
@@ -79,8 +86,9 @@ class KsaService:
 
 
 def answering_for(loaded: Loaded) -> Answering:
-    """Allocate the cache of a model, warm it up and start its engine."""
+    """Lay a model out for serving, allocate its cache, warm it up and start its engine."""
     model, limits = loaded.model, loaded.limits
+    pack_linears(model)
     cache = KsaCache(
         model.config, limits.max_streams, limits.max_context, dtype=model.dtype, device=model.device
     )
@@ -109,7 +117,10 @@ def limits_here(limits: PackageConfig) -> PackageConfig:
 
 def _load_for_a_try(folder: Path) -> None:
     """Load what the server will, and read its settings."""
-    limits_here(load_package(folder, "cpu").limits)
+    loaded = load_package(folder, "cpu")
+    asked, most = limits_here(loaded.limits).max_context, loaded.model.config.max_position_embeddings
+    if asked > most:
+        raise ConfigError(f"{CONTEXT}={asked}: the model reads {most} tokens at most")
     policy_here()
 
 

@@ -105,8 +105,8 @@ class NeedleConfig:
         lengths: tokens of a prompt, one row of the heat map each.
         depths: where the needle lies, 0 at the start of the text, 1 at its end.
         per_cell: prompts for each task, length and depth.
-        train_share: share of the rows of every training batch that are needle rows, so that a small model
-            learns the form of the question.
+        train_share: share of the training steps, those whose rows are prompts with needles: a small model
+            has to learn the form of the question.
         train_rows: different needle rows that are trained on; 0 as many as are asked for.
     """
 
@@ -187,9 +187,11 @@ class PretrainConfig(StageConfig):
         """The steps with full attention, at a rate that stays, and those after; `full_share` is not 0."""
         rest = self.num_steps - self.num_full_steps
         epochs = max(1, rest // self.steps_per_epoch)
+        per_epoch = rest // epochs
         constant = replace(self.training, epochs=1, schedule="constant", decay_steps=0)
         after = replace(self.training, epochs=epochs)
-        return self._part(self.num_full_steps, constant), self._part(rest // epochs, after)
+        # What does not fill the epochs after goes before.
+        return self._part(self.num_steps - per_epoch * epochs, constant), self._part(per_epoch, after)
 
     def _part(self, steps_per_epoch: int, training: TrainConfig) -> StageConfig:
         return StageConfig(
@@ -310,13 +312,15 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         at_least(1, "evaluation", batch_size=self.batch_size, bootstrap=self.bootstrap)
-        at_least(1, "evaluation", max_new_tokens=self.max_new_tokens, decode_tokens=self.decode_tokens)
+        at_least(1, "evaluation", max_new_tokens=self.max_new_tokens)
+        at_least(2, "evaluation", decode_tokens=self.decode_tokens)
         at_least(0, "evaluation", max_rows=self.max_rows)
         between(8, LONGEST, "evaluation", seq_len=self.seq_len)
-        inside = all(0 < border < self.seq_len for border in self.buckets)
+        # The first token of a row has no loss.
+        inside = all(0 < border < self.seq_len - 1 for border in self.buckets)
         if list(self.buckets) != sorted(set(self.buckets)) or not inside:
             raise ConfigError(
-                f"evaluation.buckets={self.buckets}: expected positions below {self.seq_len}, rising"
+                f"evaluation.buckets={self.buckets}: expected positions below {self.seq_len - 1}, rising"
             )
         if not self.cache_lengths or min(self.cache_lengths) < 1:
             raise ConfigError(f"evaluation.cache_lengths={self.cache_lengths}: expected lengths such as 4096")

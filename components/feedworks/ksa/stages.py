@@ -11,8 +11,10 @@ arguments ends with the same bits. Shape legend: B rows, T tokens, R rows of a s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +28,21 @@ from feedworks.ksa.heldout import MONITOR
 from feedworks.ksa.losses import attention_terms, num_targets, token_terms
 from feedworks.ksa.model import Qwen3KsaForCausalLM
 from feedworks.ksa.settings import AnnealConfig, DistilConfig, ExtendConfig, PretrainConfig, StageConfig
+from feedworks.storage import read_json, write_json
 from feedworks.training.freezing import only_trained
 from feedworks.training.loop import FitResult, fit
+from feedworks.training.processes import is_first_process
+
+# Of a model's configuration, what its weights' shapes do not show.
+_DECIDING = (
+    "windows",
+    "chunk",
+    "summaries",
+    "summary_bypass",
+    "summary_weight",
+    "raw_window",
+    "rope_parameters",
+)
 
 Loss = Callable[[Any, TextBatch], dict[str, Tensor]]
 Evaluate = Callable[[Any, int], dict[str, float]]
@@ -239,6 +254,7 @@ def _run(
     loss: Loss,
     evaluate: Evaluate | None,
 ) -> Trained:
+    _claim(state_dir, _kind(model, cfg, loss))
     with _recomputing(model) if cfg.checkpointing else nullcontext():
         result = fit(
             model,
@@ -251,6 +267,29 @@ def _run(
             monitor=MONITOR,
         )
     return Trained(model, result)
+
+
+def _claim(state_dir: Path, kind: dict[str, Any]) -> None:
+    """Refuse the state of another run of the same shapes, data and optimiser."""
+    path = state_dir / "kind.json"
+    if not path.is_file():
+        if is_first_process():
+            write_json(path, kind)
+        return
+    found = read_json(path)
+    if other := [name for name in kind if found.get(name) != kind[name]]:
+        name = other[0]
+        raise ConfigError(f"{state_dir} holds another run: {name} is {found.get(name)}, not {kind[name]}")
+
+
+def _kind(model: Qwen3KsaForCausalLM, cfg: StageConfig, loss: Loss) -> dict[str, Any]:
+    """Tell what is trained, and on what loss: what shapes and the optimiser's settings do not show."""
+    config = {name: value for name, value in model.config.to_dict().items() if name in _DECIDING}
+    # Checkpointing gives the same bits; a run may go on with or without it.
+    free = ("training", "checkpointing")
+    terms = {name: value for name, value in asdict(cfg).items() if name not in free}
+    found = {"stage": type(cfg).__name__, "all text raw": isinstance(loss, partial), **terms, **config}
+    return dict(json.loads(json.dumps(found)))
 
 
 @contextmanager

@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 
-from feedworks.errors import ModelError
 from feedworks.ksa import stages
 from feedworks.ksa.architecture import Qwen3KsaConfig
 from feedworks.ksa.arms import FULL, NAMES, OURS, Arm, architecture, arm_of, sizes
-from feedworks.ksa.checkpoint import CONFIG, as_qwen3, from_qwen3, load, save
+from feedworks.ksa.checkpoint import CONFIG, as_qwen3, check_qwen3, from_qwen3, load, save
 from feedworks.ksa.config import KsaConfig
 from feedworks.ksa.corpus import TokenFile, copy_tokenizer, fit_tokenizer, load_tokenizer, tokenise
 from feedworks.ksa.data import Source
-from feedworks.ksa.evaluation import evaluate_arms, shortcomings
+from feedworks.ksa.evaluation import evaluate_arms, for_use, shortcomings
 from feedworks.ksa.heldout import LOSS, evaluation, rows_of
 from feedworks.ksa.mixing import training_source
 from feedworks.ksa.model import Qwen3KsaForCausalLM
@@ -36,8 +35,9 @@ from feedworks.ksa.settings import StageConfig
 from feedworks.progress import say
 from feedworks.storage import atomic_folder, read_json, write_json
 from feedworks.training.loop import FitResult
+from feedworks.training.processes import is_first_process
 from feedworks.training.seed import seed_everything
-from feedworks.training.settings import seeded
+from feedworks.training.settings import TrainConfig, seeded
 
 if TYPE_CHECKING:
     from transformers import Qwen3ForCausalLM
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 TOKENIZER, TOKENS = "tokenizer", "tokens"  # in the folder of a corpus
 MEASURED, TRAINED_ON = "test.parquet", "train.parquet"  # in the folder of needles
 TRAINING = "training.json"
+FROM_SCRATCH = "from scratch"
 QUESTIONS = 8  # asked in a prompt that is trained on, as far as it holds them
 TRAINING_SEED = 1 << 16  # added for needles that are trained on
 
@@ -89,7 +90,12 @@ class Packaged(NamedTuple):
 
 
 def prepare_corpus(data_dir: Path, out_dir: Path, cfg: KsaConfig) -> Prepared:
-    """Texts to token files; the tokenizer is fitted on the training split, or that of a folder is taken."""
+    """Texts to token files; the tokenizer is fitted on the training split, or that of a folder is taken.
+
+    Raises:
+        DataError: a text is missing, or shorter than a row of the evaluation.
+        ModelError: the folder has no tokenizer that can be used.
+    """
     given = cfg.base.folder or cfg.corpus.tokenizer
     with atomic_folder(out_dir) as folder:
         tokenizer = folder / TOKENIZER
@@ -99,6 +105,9 @@ def prepare_corpus(data_dir: Path, out_dir: Path, cfg: KsaConfig) -> Prepared:
             fit_tokenizer(data_dir, tokenizer, vocab_size=cfg.corpus.vocab_size)
         size = tokenise(data_dir, tokenizer, folder / TOKENS)
         vocab_size = TokenFile(folder / TOKENS / "train").vocab_size
+        longest = max(cfg.evaluation.seq_len, cfg.evaluation.decode_tokens)
+        for split in ("valid", "test"):  # too short a text is told before the training
+            rows_of(TokenFile(folder / TOKENS / split).tokens, longest, 1)
     return Prepared(sum(size.num_documents.values()), sum(size.num_tokens.values()), vocab_size)
 
 
@@ -145,19 +154,17 @@ def pretrain(corpus: Path, needles: Path, out_dir: Path, cfg: KsaConfig) -> Trai
     if not cfg.base.folder:
         return _from_scratch(FULL, corpus, needles, out_dir, cfg)
     given = Path(cfg.base.folder)
-    if not (given / CONFIG).is_file():
-        raise ModelError(
-            f"base.folder={given}: expected a folder with {CONFIG} and safetensors of a Qwen3 model"
-        )
-    with atomic_folder(out_dir) as folder:
-        for path in (*given.glob("*.json"), *given.glob("*.safetensors")):
-            shutil.copyfile(path, folder / path.name)
-        write_json(folder / TRAINING, {})
+    check_qwen3(given)
+    if is_first_process():
+        with atomic_folder(out_dir) as folder:
+            for path in (*given.glob("*.json"), *given.glob("*.safetensors")):
+                shutil.copyfile(path, folder / path.name)
+            write_json(folder / TRAINING, {})
     return Trained(0, None)
 
 
 def train_baseline(corpus: Path, needles: Path, out_dir: Path, cfg: KsaConfig) -> Trained:
-    """Train the first of the baselines like `pretrain`, on the same batches.
+    """Train the first of the baselines like `pretrain` and `extend`, on the same batches.
 
     Without any the folder holds no model: kfp's local runner cannot collect what a loop without turns made.
 
@@ -168,7 +175,7 @@ def train_baseline(corpus: Path, needles: Path, out_dir: Path, cfg: KsaConfig) -
         with atomic_folder(out_dir) as folder:
             write_json(folder / TRAINING, {})
         return Trained(0, None)
-    return _from_scratch(cfg.baselines[0], corpus, needles, out_dir, cfg)
+    return _from_scratch(cfg.baselines[0], corpus, needles, out_dir, cfg, to_the_end=True)
 
 
 def distil(corpus: Path, needles: Path, base: Path, out_dir: Path, cfg: KsaConfig) -> Trained:
@@ -183,9 +190,8 @@ def distil(corpus: Path, needles: Path, base: Path, out_dir: Path, cfg: KsaConfi
     if cfg.mode == "pretrain":
         return _passed_on(base, out_dir)
     seed_everything(cfg.seed)
-    num_layers = int(read_json(base / CONFIG)["num_hidden_layers"])
-    changed = sizes(OURS, cfg.model, num_layers) | {"max_position_embeddings": cfg.model.max_length}
-    model = from_qwen3(base, init=cfg.base.init, **changed)
+    changed = sizes(OURS, cfg.model, check_qwen3(base)) | {"max_position_embeddings": cfg.model.max_length}
+    model = from_qwen3(base, init=cfg.base.init, dtype=_weights(cfg.distil.training), **changed)
     stage, rows = _seeded(cfg.distil, cfg), _Rows(corpus, needles, cfg)
     state = _state(out_dir)
     found = stages.distil(model, rows.source(stage, model), stage, state, rows.evaluate(stage))
@@ -202,7 +208,7 @@ def anneal(corpus: Path, needles: Path, distilled: Path, out_dir: Path, cfg: Ksa
     """
     if cfg.mode == "pretrain":
         return _passed_on(distilled, out_dir)
-    model = load(distilled)
+    model = load(distilled, dtype=_weights(cfg.anneal.training))
     stage, rows = _seeded(cfg.anneal, cfg), _Rows(corpus, needles, cfg)
     state = _state(out_dir)
     found = stages.anneal(model, rows.source(stage, model), stage, state, rows.evaluate(stage))
@@ -217,18 +223,8 @@ def extend(corpus: Path, needles: Path, trained: Path, out_dir: Path, cfg: KsaCo
     """
     if not cfg.extend.lengths:
         return _passed_on(trained, out_dir)
-    model, rows = load(trained), _Rows(corpus, needles, cfg)
-    found = stages.extend(
-        model,
-        lambda stage: rows.source(stage, model),
-        replace(cfg.extend, training=seeded(cfg.extend.training, cfg.seed)),
-        _state(out_dir),
-        trained_length=(cfg.anneal if cfg.mode == "convert" else cfg.pretrain).seq_len,
-        evaluate_of=rows.evaluate,
-    )
-    results = [each.result for each in found]
-    named = dict(zip((f"extend to {length}" for length in cfg.extend.lengths), results, strict=True))
-    return _finish(out_dir, model, named, before=trained)
+    model, rows = load(trained, dtype=_weights(cfg.extend.training)), _Rows(corpus, needles, cfg)
+    return _finish(out_dir, model, _extended(model, rows, cfg, cfg.trained_length, out_dir), before=trained)
 
 
 def evaluate(
@@ -259,14 +255,14 @@ def evaluate(
     others = [first, *others] if cfg.mode == "convert" else others
     folders = {OURS: trained} | {_arm(folder): folder for folder in others}
     models: dict[str, Callable[[], Qwen3KsaForCausalLM]] = {
-        arm: partial(_for_use, folder) for arm, folder in folders.items()
+        arm: partial(for_use, folder, cfg.package.dtype) for arm, folder in folders.items()
     }
     prompts = read_needles(needles / MEASURED)
     found = evaluate_arms(models, corpus / TOKENIZER, corpus / TOKENS, prompts, cfg)
     histories = {
         f"{NAMES[arm]}, {stage}": history
         for arm, folder in folders.items()
-        for stage, history in read_json(folder / TRAINING).items()
+        for stage, history in sorted(read_json(folder / TRAINING).items(), key=_order)
     }
     made = "converted from full attention" if cfg.mode == "convert" else "trained from scratch"
     with atomic_folder(out_dir) as folder:
@@ -313,16 +309,37 @@ class _Rows:
         return evaluation(rows_RT, batch_size=cfg.batch_size, bfloat16=bfloat16)
 
 
-def _from_scratch(arm: Arm, corpus: Path, needles: Path, out_dir: Path, cfg: KsaConfig) -> Trained:
+def _from_scratch(
+    arm: Arm, corpus: Path, needles: Path, out_dir: Path, cfg: KsaConfig, *, to_the_end: bool = False
+) -> Trained:
+    """Pretrain; `to_the_end` extends, too, as the pipeline does with the model in a step of its own."""
     seed_everything(cfg.seed)
-    tokenizer = load_tokenizer(corpus / TOKENIZER)
-    ids = {"eos_token_id": tokenizer.eos_token_id, "vocab_size": len(tokenizer)}
+    file = TokenFile(corpus / TOKENS / "train")
+    ids = {"eos_token_id": file.end_id, "vocab_size": file.vocab_size}
     model = Qwen3KsaForCausalLM(architecture(arm, cfg.model, **ids))
     stage, rows = _seeded(cfg.pretrain, cfg), _Rows(corpus, needles, cfg)
-    state = _state(out_dir)
+    state = _state(out_dir) / "from-scratch"
     found = stages.pretrain(model, rows.source(stage, model), stage, state, rows.evaluate(stage))
+    results = {FROM_SCRATCH: found.result}
+    if to_the_end:
+        results |= _extended(model.train(), rows, cfg, cfg.pretrain.seq_len, out_dir)
     made = model if arm != FULL or cfg.mode == "pretrain" else as_qwen3(model)
-    return _finish(out_dir, made, {"from scratch": found.result})
+    return _finish(out_dir, made, results)
+
+
+def _extended(
+    model: Qwen3KsaForCausalLM, rows: _Rows, cfg: KsaConfig, trained_length: int, out_dir: Path
+) -> dict[str, FitResult]:
+    found = stages.extend(
+        model,
+        lambda stage: rows.source(stage, model),
+        replace(cfg.extend, training=seeded(cfg.extend.training, cfg.seed)),
+        _state(out_dir) / "extend",
+        trained_length=trained_length,
+        evaluate_of=rows.evaluate,
+    )
+    names = (f"extend to {length}" for length in cfg.extend.lengths)
+    return {name: each.result for name, each in zip(names, found, strict=True)}
 
 
 def _finish(
@@ -331,20 +348,34 @@ def _finish(
     results: Mapping[str, FitResult],
     before: Path | None = None,
 ) -> Trained:
-    """Write the model with the histories of its stages, those of the folder `before` first."""
+    """Write the model with the histories of its stages, and those of the folder `before`."""
     histories = read_json(before / TRAINING) if before else {}
     histories |= {name: result.history for name, result in results.items()}
-    with atomic_folder(out_dir) as folder:
-        save(model, folder)
-        write_json(folder / TRAINING, histories)
-    shutil.rmtree(_state(out_dir), ignore_errors=True)
-    num_steps = sum(result.num_steps for result in results.values())
-    return Trained(num_steps, list(histories.values())[-1][-1][LOSS] if histories else None)
+    if is_first_process():
+        with atomic_folder(out_dir) as folder:
+            save(model, folder)
+            write_json(folder / TRAINING, histories)
+        shutil.rmtree(_state(out_dir), ignore_errors=True)
+    *_, last = results.values()
+    loss = last.history[last.best_epoch][LOSS] if last.best_epoch >= 0 else None
+    return Trained(sum(result.num_steps for result in results.values()), loss)
+
+
+def _order(history: tuple[str, Any]) -> tuple[int, int]:
+    """Place a stage in the order of training: files keep their names in that of the alphabet."""
+    name, _, length = history[0].partition(" to ")
+    return [FROM_SCRATCH, "distil", "anneal", "extend"].index(name), int(length or 0)
+
+
+def _weights(training: TrainConfig) -> torch.dtype | None:
+    """Say in which type weights are trained: a checkpoint's bfloat16 would round small steps away."""
+    return None if training.precision == "bf16-true" else torch.float32
 
 
 def _passed_on(source: Path, out_dir: Path) -> Trained:
-    with atomic_folder(out_dir) as folder:
-        shutil.copytree(source, folder, dirs_exist_ok=True)
+    if is_first_process():
+        with atomic_folder(out_dir) as folder:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
     return Trained(0, None)
 
 
@@ -361,16 +392,6 @@ def _arm(folder: Path) -> Arm:
     if settings["model_type"] != Qwen3KsaConfig.model_type:
         return FULL
     return arm_of(Qwen3KsaConfig.from_dict(settings))
-
-
-def _for_use(folder: Path) -> Qwen3KsaForCausalLM:
-    """A model of a run, or a Qwen3 checkpoint as one with full attention, on the fastest device."""
-    settings = read_json(folder / CONFIG)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if settings["model_type"] == Qwen3KsaConfig.model_type:
-        return load(folder, device=device)
-    windows = [None] * int(settings["num_hidden_layers"])
-    return from_qwen3(folder, device=device, summaries=0, windows=windows)
 
 
 def _texts(corpus: Path, split: str) -> Iterator[str]:

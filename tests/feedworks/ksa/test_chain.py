@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from feedworks.contracts.synthetic_text import write_synthetic_text
-from feedworks.errors import ModelError
+from feedworks.errors import DataError, ModelError
 from feedworks.ksa import chain, steps
-from feedworks.ksa.checkpoint import load
+from feedworks.ksa.checkpoint import as_qwen3, load, save
 from feedworks.ksa.config import KsaConfig, resolve
 from feedworks.ksa.evaluation import shortcomings
 from feedworks.storage import write_json
@@ -89,6 +89,15 @@ def test_a_run_writes_metrics_report_and_model(run: str, request: pytest.Fixture
     assert not any(made(out, ".").glob("*.state")), "states are gone when a stage is done"
 
 
+def test_a_text_too_short_to_be_measured_is_told_before_the_training(data: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short"
+    write_synthetic_text(short, num_documents=10, num_words=60, seed=1)
+    cfg = settings("evaluation.seq_len=1000", "model.max_length=1024", "corpus.vocab_size=300")
+    with pytest.raises(DataError, match="less than a row of 1000; bring more text or lower seq_len"):
+        steps.prepare_corpus(short, tmp_path / "corpus", cfg)
+    assert not (tmp_path / "corpus").exists()
+
+
 def test_arms_are_trained_on_the_same_steps_and_named(scratch: Path) -> None:
     metrics = metrics_of(scratch)
     for arm in ("ksa", "full", "window"):
@@ -97,6 +106,11 @@ def test_arms_are_trained_on_the_same_steps_and_named(scratch: Path) -> None:
     assert "needle/full/recall" not in metrics
     history = json.loads((made(scratch, "extended") / "training.json").read_text())
     assert list(history) == ["extend to 192", "from scratch"]
+    for arm in ("full", "window"):
+        of_arm = json.loads((made(scratch, f"baselines/{arm}") / "training.json").read_text())
+        assert [[row["step"] for row in of_arm[name]] for name in history] == [
+            [row["step"] for row in history[name]] for name in history
+        ]
     assert history["from scratch"][-1]["step"] == 4
 
 
@@ -130,10 +144,33 @@ def test_a_checkpoint_from_outside_is_converted(converted: Path, data: Path, tmp
     assert metrics["heldout/full/loss"] == metrics_of(converted)["heldout/full/loss"]
 
 
+def test_a_checkpoint_in_bfloat16_is_trained_in_float32(converted: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "qwen3"
+    outside.mkdir()
+    save(as_qwen3(load(made(converted, "distilled"), dtype=torch.bfloat16)), outside)
+    cfg = settings("mode=convert", f"base.folder={outside}", "extend.lengths=")
+    folders = [made(converted, name) for name in ("corpus", "needles")]
+    steps.pretrain(*folders, tmp_path / "pretrained", cfg)
+    steps.distil(*folders, tmp_path / "pretrained", tmp_path / "distilled", cfg)
+    steps.anneal(*folders, tmp_path / "distilled", tmp_path / "annealed", cfg)
+    before, after = (load(tmp_path / name).state_dict() for name in ("distilled", "annealed"))
+    assert {x.dtype for x in (*before.values(), *after.values())} == {torch.float32}
+    assert all(not torch.equal(x, before[name]) for name, x in after.items() if x.numel() > 100)
+
+
+def test_a_stage_tells_the_loss_of_the_weights_that_it_wrote(scratch: Path, tmp_path: Path) -> None:
+    words = ("pretrain.training.epochs=3", "pretrain.training.eval_every=2", "baselines=")
+    folders = [made(scratch, name) for name in ("corpus", "needles")]
+    found = steps.pretrain(*folders, tmp_path / "pretrained", settings(*words))
+    history = json.loads((tmp_path / "pretrained" / "training.json").read_text())["from scratch"]
+    assert found.valid_loss == min(row["valid/loss"] for row in history if "valid/loss" in row)
+
+
 def test_without_a_checkpoint_nothing_is_converted(tmp_path: Path) -> None:
     cfg = settings("mode=convert", f"base.folder={tmp_path}")
-    with pytest.raises(ModelError, match="expected a folder with config"):
+    with pytest.raises(ModelError, match=r"config\.json is missing: expected the folder of a qwen3 model"):
         steps.pretrain(tmp_path, tmp_path, tmp_path / "out", cfg)
+    assert not (tmp_path / "out").exists()
 
 
 def test_finished_steps_are_not_done_again(

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 
 from feedworks.errors import ConfigError, ModelError
 from feedworks.ksa import checkpoint
-from feedworks.ksa.checkpoint import as_qwen3, from_qwen3, load, save
+from feedworks.ksa.checkpoint import as_qwen3, check_qwen3, from_qwen3, load, save
 from feedworks.ksa.model import Qwen3KsaForCausalLM
 
 from . import decoders
@@ -137,6 +137,16 @@ def test_saved_is_read_back_bit_by_bit(tmp_path: Path, settings: dict[str, Any])
     assert load(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
+def test_saved_over_another_model_it_is_what_was_saved(tmp_path: Path) -> None:
+    model = decoders.decoder()
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(3)
+    save(model, tmp_path)
+    assert load(tmp_path).model.norm.weight.eq(3).all()
+
+
 def test_without_summaries_the_decoder_is_qwen3(tmp_path: Path) -> None:
     model = decoders.decoder(tie_word_embeddings=True)
     plain = as_qwen3(model)
@@ -207,6 +217,15 @@ def test_a_damaged_folder_is_refused_in_one_line(
     with pytest.raises(ModelError, match=said) as caught:
         read(tmp_path)
     assert "\n" not in str(caught.value)
+    if read is from_qwen3 and "NaN" not in said:
+        with pytest.raises(ModelError, match=said):
+            check_qwen3(tmp_path)
+
+
+def test_a_checkpoint_is_checked_without_its_numbers(tmp_path: Path) -> None:
+    decoders.published(tmp_path)
+    changed(lambda weights: weights[NORM][3].fill_(torch.nan))(tmp_path)
+    assert check_qwen3(tmp_path) == 4
 
 
 def index(**changes: str) -> Callable[[Path], None]:

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from feedworks.contracts.files import write_table
 from feedworks.contracts.synthetic_text import write_synthetic_text
@@ -194,6 +195,16 @@ def test_large_vocabularies_take_four_bytes(data, tokenizer_dir, tmp_path, monke
     assert TokenFile(tmp_path / "tokens" / "valid").tokens.dtype == dtype
 
 
+def test_ids_with_holes_between_them_fit_their_file(data, tmp_path):
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "<e>": 1, "the": 70_000}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<e>").save_pretrained(tmp_path / "holes")
+    tokenise(data, tmp_path / "holes", tmp_path / "tokens")
+    file = TokenFile(tmp_path / "tokens" / "train")
+    assert file.vocab_size == 70_001
+    assert set(file.tokens.tolist()) == {0, 1, 70_000}
+
+
 def test_a_copied_tokenizer_gives_the_same_ids(tokenizer_dir, tmp_path):
     copied = load_tokenizer(copy_tokenizer(tokenizer_dir, tmp_path / "copy"))
     assert (
@@ -222,7 +233,11 @@ def test_an_error_leaves_the_earlier_tokens(data, tokenizer_dir, tmp_path, monke
     ("name", "damage", "said"),
     [
         ("train.bin", lambda path: path.write_bytes(path.read_bytes()[:-2]), r"train\.bin has .* bytes, not"),
-        ("train.starts", lambda path: path.unlink(), r"train\.starts is missing; tokenise the corpus again"),
+        (
+            "train.starts",
+            lambda path: path.unlink(),
+            r"train\.starts is missing; remove its folder and tok",
+        ),
         ("index.json", lambda path: path.write_text("{}"), r"index\.json does not tell of train"),
         ("index.json", lambda path: path.unlink(), r"index\.json is missing"),
     ],

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from feedworks.ksa import scheduling
 from feedworks.ksa.cache import KsaCache
 from feedworks.ksa.engine import Engine, Ticket, _Rate
 from feedworks.ksa.sampling import Sampling
@@ -309,3 +310,57 @@ def test_tokens_per_second_are_those_of_the_last_whole_second() -> None:
     rate._start_s = 100.0
     found = [rate.add(*each) for each in ((10, 100.5), (30, 102.0), (1, 102.5), (5, 103.0))]
     assert found == [20, 20, 20, 6]
+
+
+@in_loop
+async def test_what_breaks_while_tokens_are_chosen_breaks_those_alone(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = scheduling.choose
+
+    def choose(logit_BV: Tensor, samplers: Sequence[Any]) -> Any:
+        if any(sampler.sampling.seed == 13 for sampler in samplers):
+            raise RuntimeError("out of memory")
+        return real(logit_BV, samplers)
+
+    monkeypatch.setattr(scheduling, "choose", choose)
+    engine = Engine(served.model(), served.cache(), vocabulary)
+    with pytest.raises(EngineError, match="failed"):
+        await said(engine.submit([job([4, 9], sampling=Sampling(seed=13))]))
+    assert engine.alive
+    assert await said(engine.submit([job(PROMPTS[0], 3)]))
+    await become_idle(engine)
+    engine.close()
+    assert not engine.alive
+
+
+@in_loop
+async def test_a_breakdown_is_told_to_all_that_a_step_had_in_its_hands(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(self: Scheduler, works: Sequence[Work]) -> list[Any]:
+        raise MemoryError
+
+    monkeypatch.setattr(Scheduler, "_read_whole", broken)
+    engine = Engine(served.model(), served.cache(), vocabulary)
+    ticket = engine.submit([job([4, 9]), job([5])])
+    with pytest.raises(EngineError, match="broke down; start it again"):
+        await asyncio.wait_for(said(ticket), 20)
+    with pytest.raises(EngineError, match="broke down"):
+        engine.submit([job([1])])
+    assert not engine.alive
+
+
+def test_short_prompts_pass_a_long_one_that_waits_for_another(vocabulary: Vocabulary) -> None:
+    scheduler = Scheduler(
+        served.model(), served.cache(num_slots=3), vocabulary, Policy(part_tokens=8), clock=lambda: 0.0
+    )
+    works = [Work.of(job(tokens(length).tolist(), 1), 0) for length in (60, 60, 5)]
+    for work in works:
+        scheduler.add(work)
+    scheduler.step()
+    assert [work.done for work in works] == [False, False, True]
+    assert list(scheduler.waiting) == [works[1]]
+    while scheduler.busy:
+        scheduler.step()
+    assert all(work.done for work in works)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from feedworks.errors import ConfigError
 from feedworks.ksa import learn_recall, learning, stages
 from feedworks.ksa.arms import architecture
 from feedworks.ksa.corpus import TokenFile
@@ -58,6 +59,14 @@ def test_the_books_give_each_loss_and_its_share_of_full_attention(books):
     for row in others:
         assert row["valid_loss"] == pytest.approx(row["valid_loss_of_full"] * full["valid_loss"])
         assert row["steps"] == full["steps"] == 20
+
+
+def test_a_folder_keeps_to_its_data(books, tmp_path):
+    _, out, plan = books
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(ConfigError, match=r"holds tokens of .*synthetic, not of .*other"):
+        next(learning.books(str(other), out, plan))
 
 
 def test_a_conversion_begins_where_the_books_ended_and_takes_a_fifth_of_the_steps(books):

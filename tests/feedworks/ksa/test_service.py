@@ -136,6 +136,10 @@ def test_a_seed_repeats_and_answers_differ(client: openai.OpenAI) -> None:
 def test_log_probabilities(client: openai.OpenAI) -> None:
     found = ask(client, logprobs=3, max_tokens=6, extra_body={"ignore_eos": True}).choices[0].logprobs
     assert len(found.tokens) == len(found.token_logprobs) == len(found.top_logprobs) == 6
+    stream = ask(client, logprobs=3, max_tokens=6, extra_body={"ignore_eos": True}, stream=True)
+    streamed = [each.choices[0].logprobs for each in stream if each.choices and each.choices[0].logprobs]
+    assert [place for each in streamed for place in each.text_offset] == found.text_offset
+    assert found.text_offset == sorted(found.text_offset)
     for logprob, top in zip(found.token_logprobs, found.top_logprobs, strict=True):
         assert len(top) == 3
         assert max(top.values()) == pytest.approx(logprob)  # temperature is 0
@@ -203,6 +207,7 @@ BAD: dict[str, tuple[dict[str, Any], int, str | None]] = {
     "temperature as text": ({"temperature": "1"}, 400, None),
     "top_p 0": ({"top_p": 0}, 400, None),
     "penalty": ({"frequency_penalty": -2.5}, 400, None),
+    "vanishing penalty": ({"extra_body": {"repetition_penalty": 1e-39}}, 400, None),
     "bias of no token": ({"logit_bias": {"320": 1}}, 400, None),
     "bias out of range": ({"logit_bias": {"3": 101}}, 400, None),
     "bias of a word": ({"logit_bias": {"x": 1}}, 400, None),
@@ -384,6 +389,11 @@ def test_a_patience_that_is_none_ends_the_server_with_one_line(tmp_path: Path) -
     assert "FEEDWORKS_WAIT: expected seconds above 0, got 'soon'" in how_it_ends(
         folder, FEEDWORKS_WAIT="soon"
     )
+
+
+def test_a_context_beyond_the_model_ends_the_server_with_one_line(tmp_path: Path) -> None:
+    folder = served.write_package(tmp_path / "model")
+    assert "FEEDWORKS_CONTEXT=1000000: the model reads " in how_it_ends(folder, FEEDWORKS_CONTEXT="1000000")
 
 
 def test_a_server_that_ends_tells_why(tmp_path: Path) -> None:

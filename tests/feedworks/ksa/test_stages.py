@@ -159,6 +159,21 @@ def test_a_finished_stage_gives_its_result_again(tmp_path, name):
     assert_same_bits(weights(again), weights(first))
 
 
+@pytest.mark.parametrize(
+    "changes", [{"windows": [2, 2]}, {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}]
+)
+def test_another_attention_of_the_same_shapes_is_another_run(tmp_path, changes):
+    run("pretrain", stage(steps=2), tmp_path, model())
+    with pytest.raises(ConfigError, match="holds another run"):
+        run("pretrain", stage(steps=2), tmp_path, model(**changes))
+
+
+def test_a_finished_run_is_the_same_with_recomputed_layers(tmp_path):
+    first, _ = run("pretrain", stage(steps=2), tmp_path, model())
+    again, _ = run("pretrain", stage(steps=2, checkpointing=True), tmp_path, model())
+    assert_same_bits(weights(first), weights(again))
+
+
 def test_bfloat16_arithmetic_learns_alike(tmp_path):
     _, exact = run("pretrain", stage(), tmp_path / "exact", model())
     _, rounded = run("pretrain", shortened(stage(), precision="bf16-mixed"), tmp_path / "rounded", model())
@@ -195,6 +210,14 @@ def test_the_parts_of_a_full_start_have_their_own_schedules():
     assert (first.training.schedule, first.training.decay_steps) == ("constant", 0)
     assert rest.num_steps == 18
     assert (rest.training.schedule, rest.training.decay_steps) == ("wsd", 4)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.33, 0.5, 0.77])
+def test_no_step_of_a_full_start_is_lost(share):
+    for steps in (7, 100):
+        cfg = stage(steps=steps, full_share=share)
+        first, rest = cfg.parts()
+        assert first.num_steps + rest.num_steps == cfg.num_steps
 
 
 def test_the_loss_of_distillation_is_the_weighed_sum_of_its_terms():
