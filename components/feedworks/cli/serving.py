@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from functools import partial
@@ -22,11 +23,17 @@ from feedworks.serving.server import HOST, MODEL_DIR, post_json, running_server,
 @paper_argument()
 @click.option("--model", type=click.Path(path_type=Path, file_okay=False), required=True, help="OUT/model.")
 @click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True)
-def serve(paper: Paper, model: Path, port: int) -> None:
-    """Serve a packaged model of NAME on loopback."""
-    command, environment = service_command(paper, model, port)
-    _require_free(port)
-    click.echo(f"serving {model} at http://{HOST}:{port}; Ctrl-C ends it", err=True)
+@click.option(
+    "--host", default=HOST, show_default=True, help="IPv4 address; 0.0.0.0 for all, in a container."
+)
+def serve(paper: Paper, model: Path, port: int, host: str) -> None:
+    """Serve a packaged model of NAME, on loopback if not said otherwise.
+
+    Nobody is asked who they are: open it to others behind a gateway or a network policy only.
+    """
+    command, environment = service_command(paper, model, port, host)
+    _require_free(host, port)
+    click.echo(f"serving {model} at http://{host}:{port}; Ctrl-C ends it", err=True)
     os.execve(command[0], command, environment)
 
 
@@ -51,7 +58,9 @@ def demo(paper: Paper, out: Path) -> None:
     click.echo(f"\nreport: {(out / 'report.html').resolve()}")
 
 
-def service_command(paper: Paper, model: Path, port: int) -> tuple[list[str], dict[str, str]]:
+def service_command(
+    paper: Paper, model: Path, port: int, host: str = HOST
+) -> tuple[list[str], dict[str, str]]:
     """Return the command line and the environment of the service of a packaged model.
 
     Raises:
@@ -61,7 +70,7 @@ def service_command(paper: Paper, model: Path, port: int) -> tuple[list[str], di
         raise ModelError(
             f"{model} holds no packaged model (no {paper.package}); make one with `feedworks run`"
         )
-    return server_command(_target(paper), port), {**os.environ, MODEL_DIR: str(model.resolve())}
+    return server_command(_target(paper), port, host), {**os.environ, MODEL_DIR: str(model.resolve())}
 
 
 def _post(address: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -72,10 +81,14 @@ def _target(paper: Paper) -> str:
     return f"feedworks.{paper.name}.service:{paper.service}"
 
 
-def _require_free(port: int) -> None:
+def _require_free(host: str, port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
-        except OSError:
-            raise ConfigError(f"port {port} is taken; choose another with --port") from None
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ConfigError(f"port {port} is taken; choose another with --port") from None
+            raise ConfigError(
+                f"--host {host}: {error.strerror or error}; give an address of this machine"
+            ) from None

@@ -23,9 +23,9 @@ MODEL_DIR = "FEEDWORKS_MODEL_DIR"
 READY_WITHIN_S = 300.0
 
 
-def server_command(target: str, port: int) -> list[str]:
-    """The command line that serves `module:Class` on loopback."""
-    words = ["-m", "bentoml", "serve", target, "--host", HOST, "--port", str(port)]
+def server_command(target: str, port: int, host: str = HOST) -> list[str]:
+    """The command line that serves `module:Class`, on loopback if not said otherwise."""
+    words = ["-m", "bentoml", "serve", target, "--host", host, "--port", str(port)]
     return [sys.executable, *words]
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+from feedworks.cli.serving import service_command
+from feedworks.papers import PAPERS
+
 from .conftest import Command
 
 
@@ -18,3 +21,22 @@ def test_a_taken_port_is_one_line(feedworks: Command, tmp_path: Path) -> None:
         result = feedworks("serve", "recochain", "--model", "model", "--port", str(port))
     assert result.returncode == 1
     assert result.stderr == f"feedworks: port {port} is taken; choose another with --port\n"
+
+
+def test_a_host_that_is_not_ours_is_one_line(feedworks: Command, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    result = feedworks("serve", "recochain", "--model", "model", "--host", "192.0.2.1")  # of RFC 5737
+    assert result.returncode == 1
+    expected = (
+        "feedworks: --host 192.0.2.1: Cannot assign requested address; give an address of this machine\n"
+    )
+    assert result.stderr == expected
+
+
+def test_the_host_reaches_the_server_and_is_loopback_if_not_given(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    for host, given in (("127.0.0.1", ()), ("0.0.0.0", ("0.0.0.0",))):
+        command, environment = service_command(PAPERS["recochain"], tmp_path, 3000, *given)
+        assert command[-4:] == ["--host", host, "--port", "3000"]
+        assert environment["FEEDWORKS_MODEL_DIR"] == str(tmp_path)
