@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from feedworks.contracts.features import FEATURE_TABLES
 from feedworks.contracts.ranking import FIELDS_FILE, SPLITS
 from feedworks.contracts.retention import RETENTION_FOLDER
-from feedworks.contracts.tables import DATA_FOLDER, Kind, Table
+from feedworks.contracts.tables import DATA_FOLDER, ROW_GROUP_ROWS, Kind, Table
 from feedworks.contracts.text import TEXT_FOLDER
 from feedworks.errors import DataError
 
@@ -26,6 +26,8 @@ FILES: dict[Kind, tuple[str, ...]] = {
     "text": tuple(contract.file_name for contract in TEXT_FOLDER),
 }
 _CONTRACTS: tuple[Table, ...] = (*DATA_FOLDER, *RETENTION_FOLDER, *FEATURE_TABLES, *TEXT_FOLDER)
+# A column chunk is read through a buffer of so many bytes where a table is streamed.
+STREAM_BUFFER_BYTES = 1 << 20
 OPTIONAL = tuple(contract.file_name for contract in _CONTRACTS if not contract.required)
 
 
@@ -75,23 +77,62 @@ def read_table(contract: Table, folder: Path, columns: Sequence[str] | None = No
     Raises:
         DataError: The file is missing, is not readable as parquet, or lacks a column.
     """
-    path = contract.path(folder)
-    if not path.is_file():
-        raise DataError(
-            f"table {contract.name}: {path} is missing; a data folder holds {folder_layout(contract.kind)}"
-        )
     wanted = pa.schema([contract.schema.field(name) for name in columns or contract.schema.names])
-    try:
-        # By path: a read through a Python file can abort the interpreter at its exit (apache/arrow#50482;
-        # 9 of 14 runs with pyarrow 26).
-        with pq.ParquetFile(path) as file:
-            missing = sorted(set(wanted.names) - set(file.schema_arrow.names))
-            if missing:
-                raise DataError(f"table {contract.name}: {path} lacks columns {missing}; write it again")
-            return file.read(columns=wanted.names).select(wanted.names).cast(wanted)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"table {contract.name}: cannot read {path} ({reason}); write it again") from None
+    # By path: a read through a Python file can abort the interpreter at its exit (apache/arrow#50482;
+    # 9 of 14 runs with pyarrow 26).
+    with _readable(contract, folder) as path, pq.ParquetFile(path) as file:
+        _require_columns(contract, path, file, wanted)
+        return file.read(columns=wanted.names).select(wanted.names).cast(wanted)
+
+
+def open_stream(path: Path, *, page_checksum_verification: bool = False) -> pq.ParquetFile:
+    """Opens a parquet file that is read batch by batch, in memory that does not grow with it.
+
+    Without these two settings pyarrow reads whole column chunks of all row groups ahead.
+
+    Raises:
+        pa.ArrowException, OSError: The file is missing or no parquet file.
+    """
+    return pq.ParquetFile(
+        path,
+        pre_buffer=False,
+        buffer_size=STREAM_BUFFER_BYTES,
+        page_checksum_verification=page_checksum_verification,
+    )
+
+
+def read_batches(
+    contract: Table, folder: Path, columns: Sequence[str], row_groups: Sequence[int] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Reads named columns of the table `contract` in the order of its rows, a bounded number at a time.
+
+    Like `read_table`, for tables that may be larger than memory. A batch may be empty.
+
+    Args:
+        contract: The table.
+        folder: A data folder.
+        columns: Their names, in the order wanted.
+        row_groups: Which row groups of the file; all without it.
+
+    Raises:
+        DataError: The file is missing, is damaged, lacks a column or holds other types.
+    """
+    wanted = pa.schema([contract.schema.field(name) for name in columns])
+    with _readable(contract, folder) as path, open_stream(path) as file:
+        _require_columns(contract, path, file, wanted)
+        read = file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=list(columns), row_groups=row_groups)
+        for batch in read:
+            yield batch.select(wanted.names).cast(wanted)
+
+
+def group_rows(contract: Table, folder: Path) -> list[int]:
+    """Rows of each row group of the table `contract`, from its footer.
+
+    Raises:
+        DataError: The file is missing or not readable as parquet.
+    """
+    with _readable(contract, folder) as path, open_stream(path) as file:
+        return [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
 
 
 def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -121,6 +162,27 @@ def is_data_folder(folder: Path, kind: Kind = "interactions") -> bool:
 def folder_layout(kind: Kind = "interactions") -> str:
     """The files of a data folder of this kind, for messages."""
     return ", ".join(name + (" (optional)" if name in OPTIONAL else "") for name in FILES[kind])
+
+
+@contextmanager
+def _readable(contract: Table, folder: Path) -> Iterator[Path]:
+    """Yields the path of a table; what goes wrong while the block reads it becomes a `DataError`."""
+    path = contract.path(folder)
+    if not path.is_file():
+        raise DataError(
+            f"table {contract.name}: {path} is missing; a data folder holds {folder_layout(contract.kind)}"
+        )
+    try:
+        yield path
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"table {contract.name}: cannot read {path} ({reason}); write it again") from None
+
+
+def _require_columns(contract: Table, path: Path, file: pq.ParquetFile, wanted: pa.Schema) -> None:
+    missing = sorted(set(wanted.names) - set(file.schema_arrow.names))
+    if missing:
+        raise DataError(f"table {contract.name}: {path} lacks columns {missing}; write it again")
 
 
 def _conform(contract: Table, rows: pa.Table) -> pa.Table:

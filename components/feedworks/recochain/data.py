@@ -6,7 +6,7 @@ Shape legend: B rows, T history items, K candidates, F items of the full history
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from feedworks.contracts.files import open_stream
 from feedworks.errors import DataError
 from feedworks.training.bucketing import length_batches, pad_right
 from feedworks.training.seed import numpy_generator
@@ -28,6 +29,10 @@ Split = Literal["train", "valid", "test"]
 
 # Leave-one-out: how many of a user's last items a split must not see in the history.
 HELD_OUT: dict[Split, int] = {"train": 2, "valid": 2, "test": 1}
+# Of sequences.parquet; fewer events than these are one row group.
+GROUP_USERS, GROUP_EVENTS = 1 << 20, 1 << 24
+# Looked at at once where sequences may be larger than memory.
+BLOCK_EVENTS = 1 << 22
 # What the generator says of a candidate, as columns of a table of examples.
 PRIORS = ("log_p", "item_score")
 
@@ -62,9 +67,14 @@ class Sequences:
 
     def train_counts(self, num_items: int) -> IntArray:
         """How often each item stands in the training split."""
-        position = np.arange(len(self.item))
-        end = np.repeat(self.start[1:], np.diff(self.start))
-        return np.bincount(self.item[position < end - HELD_OUT["train"]], minlength=num_items)
+        count = np.zeros(num_items, dtype=np.int64)
+        for begin in range(0, len(self.item), BLOCK_EVENTS):
+            count += np.bincount(self.item[begin : begin + BLOCK_EVENTS], minlength=num_items)
+        length = np.diff(self.start)
+        for back in range(1, HELD_OUT["train"] + 1):
+            held_out = self.item[self.start[1:][length >= back] - back]
+            count -= np.bincount(held_out, minlength=num_items)
+        return count
 
 
 class Examples(NamedTuple):
@@ -104,26 +114,39 @@ class RankBatch(NamedTuple):
 
 
 def write_sequences(sequences: Sequences, path: Path) -> None:
-    """Write one row per user: user_id, items."""
-    items = pa.ListArray.from_arrays(
-        pa.array(sequences.start, pa.int32()), pa.array(sequences.item, pa.int32())
-    )
-    pq.write_table(pa.table({"user_id": pa.array(sequences.user_id), "items": items}), path)
+    """Write one row per user: user_id, items. A row group's rows and items are bounded."""
+    schema = pa.schema({"user_id": pa.int64(), "items": pa.list_(pa.int32())})
+    with pq.ParquetWriter(path, schema) as writer:
+        for first, last in _groups(sequences.start):
+            start = sequences.start[first : last + 1]
+            values = pa.array(sequences.item[start[0] : start[-1]], pa.int32())
+            items = pa.ListArray.from_arrays(pa.array(start - start[0], pa.int32()), values)
+            rows = pa.table([pa.array(sequences.user_id[first:last]), items], schema=schema)
+            writer.write_table(rows, row_group_size=GROUP_USERS)
 
 
 def read_sequences(path: Path) -> Sequences:
-    """Read what `write_sequences` wrote.
+    """Read what `write_sequences` wrote: 8 bytes in memory for each event and 16 for each user.
 
     Raises:
         DataError: the file is missing or not readable.
     """
-    table = _read(path)
-    items = table["items"].combine_chunks()
-    return Sequences(
-        table["user_id"].to_numpy().astype(np.int64),
-        items.offsets.to_numpy().astype(np.int64),
-        items.values.to_numpy().astype(np.int64),
-    )
+    try:
+        with open_stream(path) as file:
+            user_id = np.empty(file.metadata.num_rows, dtype=np.int64)
+            start = np.zeros(len(user_id) + 1, dtype=np.int64)
+            items, place = [np.zeros(0, dtype=np.int64)], 0
+            for batch in file.iter_batches(columns=["user_id", "items"]):
+                users = slice(place, place + batch.num_rows)
+                user_id[users] = batch["user_id"].to_numpy()
+                lists = batch["items"]
+                ends = lists.offsets.to_numpy()[1:].astype(np.int64) - lists.offsets[0].as_py()
+                start[place + 1 : place + 1 + batch.num_rows] = start[place] + ends
+                items.append(lists.flatten().to_numpy().astype(np.int64))
+                place += batch.num_rows
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise _unreadable(path, error) from None
+    return Sequences(user_id, start, np.concatenate(items))
 
 
 def write_examples(examples: Examples, path: Path) -> None:
@@ -237,8 +260,22 @@ def _read(path: Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path} cannot be read ({reason}); run the step that writes it again") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return DataError(f"{path} cannot be read ({reason}); run the step that writes it again")
+
+
+def _groups(start: IntArray) -> Iterator[tuple[int, int]]:
+    """First and last (exclusive) user of each row group; a longer user than fits has one of his own."""
+    first = 0
+    while first + 1 < len(start):
+        full = int(np.searchsorted(start, start[first] + GROUP_EVENTS, side="right")) - 1
+        last = max(first + 1, min(full, first + GROUP_USERS, len(start) - 1))
+        yield first, last
+        first = last
 
 
 def _windows(history: IntArray, size: int) -> list[IntArray]:

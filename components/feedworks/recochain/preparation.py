@@ -1,22 +1,28 @@
 """RecoChain (arXiv 2604.25787): contract tables to item sequences.
 
 Items are numbered by falling count in the training split, equal counts by item id.
+
+Events may outgrow memory: they are read by row groups, and what is kept of them (4 bytes each) lies in a
+temporary file that is mapped. Held in memory are the table of items with its vectors, 16 bytes for each user,
+one batch of events, and `BLOCK_EVENTS` of the file or the events of the longest user.
 """
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from feedworks.contracts.files import read_table
-from feedworks.contracts.tables import INTERACTIONS, ITEMS, USERS
+from feedworks.contracts.tables import ITEMS, USERS
 from feedworks.errors import DataError
 from feedworks.recochain.config import RecoChainConfig
-from feedworks.recochain.data import Sequences
+from feedworks.recochain.data import BLOCK_EVENTS, Sequences
+from feedworks.recochain.events import Gathered, gather
 from feedworks.training.seed import numpy_generator
 
 IntArray = npt.NDArray[np.int64]
@@ -30,60 +36,66 @@ class PreparedData(NamedTuple):
     count_N: IntArray
 
 
-def prepare_data(data_dir: Path, config: RecoChainConfig) -> PreparedData:
+def prepare_data(data_dir: Path, config: RecoChainConfig, scratch: Path | None = None) -> PreparedData:
     """Read a data folder that has passed the gate.
 
+    Args:
+        data_dir: the data folder.
+        config: which users and repeats are kept.
+        scratch: a folder for the temporary file, which has no name there and goes with its last reader; the
+            system's own without it.
+
     Raises:
-        DataError: a table is missing, an event names an unknown item, or too few users are left.
+        DataError: a table is missing or damaged, events are out of order or name an unknown item, or too few
+            users are left.
+        OSError: there is no room for the temporary file.
     """
-    events = read_table(INTERACTIONS, data_dir)
     items = read_table(ITEMS, data_dir).combine_chunks()
-    user_id = events["user_id"].to_numpy()
-    item_row = _item_rows(events["item_id"].to_numpy(), items["item_id"].to_numpy())
-    if config.dedup_consecutive and len(user_id):
-        repeat = (user_id[1:] == user_id[:-1]) & (item_row[1:] == item_row[:-1])
-        kept = np.append(True, ~repeat)
-        user_id, item_row = user_id[kept], item_row[kept]
-    sequences = _keep_users(_group(user_id, item_row), config)
+    item_id: IntArray = items["item_id"].to_numpy()
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        try:
+            gathered = gather(data_dir, item_id, file, config)
+        except OSError as error:  # a file without a name does not say where there is no room
+            raise OSError(error.errno, error.strerror, str(scratch or tempfile.gettempdir())) from None
+        kept = _kept_users(gathered.length, config)
+        length = gathered.length[kept]
+        start = np.append(0, np.cumsum(length))
+        rows: npt.NDArray[Any] = np.memmap(file, np.int32, "r+", shape=(max(int(gathered.length.sum()), 1),))
+    _move_up(rows, gathered, kept)
+    sequences = Sequences(gathered.user_id[kept], start, rows[: start[-1]])
     count = sequences.train_counts(len(items))
-    order = np.lexsort((items["item_id"].to_numpy(), -count))
-    number = np.empty(len(order), dtype=np.int64)
-    number[order] = np.arange(len(order))
-    renumbered = Sequences(sequences.user_id, sequences.start, number[sequences.item])
-    return PreparedData(renumbered, items.take(order), count[order])
+    order = np.lexsort((item_id, -count))
+    number = np.empty(len(order), dtype=np.int32)
+    number[order] = np.arange(len(order), dtype=np.int32)
+    for begin in range(0, len(sequences.item), BLOCK_EVENTS):
+        block = sequences.item[begin : begin + BLOCK_EVENTS]
+        block[:] = number[block]
+    return PreparedData(sequences, items.take(order), count[order])
 
 
 def read_segments(data_dir: Path, user_id: IntArray) -> list[str] | None:
-    """The segment of each user, `unknown` where there is none; None without a users table."""
+    """The segment of each user, `unknown` where there is none; None without a users table.
+
+    Args:
+        data_dir: the data folder.
+        user_id: ids in rising order.
+    """
     if not USERS.path(data_dir).is_file():
         return None
     table = read_table(USERS, data_dir)
-    pairs = zip(table["user_id"].to_pylist(), table["segment"].to_pylist(), strict=True)
-    segment = dict(pairs)
-    return [segment.get(user) or "unknown" for user in user_id.tolist()]
+    segment = table["segment"].dictionary_encode().combine_chunks()
+    # Texts as a list of a few different ones: one per user would take ten times the memory.
+    names = [*(name or "unknown" for name in segment.dictionary.to_pylist()), "unknown"]
+    code = segment.indices.fill_null(len(names) - 1).to_numpy()
+    known = table["user_id"].to_numpy()
+    code_of_user = np.full(len(user_id), len(names) - 1)
+    place = np.searchsorted(user_id, known).clip(max=max(len(user_id) - 1, 0))
+    found = user_id[place] == known
+    code_of_user[place[found]] = code[found]
+    return [names[code] for code in code_of_user]
 
 
-def _item_rows(item_id: IntArray, known: IntArray) -> IntArray:
-    order = np.argsort(known, kind="stable")
-    place = np.searchsorted(known[order], item_id).clip(max=max(len(known) - 1, 0))
-    row = order[place] if len(known) else np.zeros(len(item_id), dtype=np.int64)
-    unknown = np.ones(len(item_id), dtype=bool) if not len(known) else known[row] != item_id
-    if unknown.any():
-        examples = sorted(set(item_id[unknown].tolist()))[:3]
-        raise DataError(
-            f"table interactions, column item_id: {int(unknown.sum())} rows name items that items lacks, "
-            f"such as {examples}; add them to items.parquet or drop the rows"
-        )
-    return row
-
-
-def _group(user_id: IntArray, item_row: IntArray) -> Sequences:
-    first = np.flatnonzero(np.append(True, user_id[1:] != user_id[:-1])) if len(user_id) else np.zeros(0, int)
-    return Sequences(user_id[first], np.append(first, len(user_id)), item_row)
-
-
-def _keep_users(sequences: Sequences, config: RecoChainConfig) -> Sequences:
-    length = np.diff(sequences.start)
+def _kept_users(length: IntArray, config: RecoChainConfig) -> npt.NDArray[np.bool_]:
     kept = length >= config.min_events
     if config.user_fraction < 1:
         kept &= numpy_generator(config.seed, "users").random(len(kept)) < config.user_fraction
@@ -95,5 +107,22 @@ def _keep_users(sequences: Sequences, config: RecoChainConfig) -> Sequences:
             f"min_events={config.min_events} events or more{collapsed}{share}; bring more data, at least 2 "
             "users are needed"
         )
-    start = np.append(0, np.cumsum(length[kept]))
-    return Sequences(sequences.user_id[kept], start, sequences.item[np.repeat(kept, length)])
+    return kept
+
+
+def _move_up(rows: npt.NDArray[np.int32], gathered: Gathered, kept: npt.NDArray[np.bool_]) -> None:
+    """Close the gaps that users leave who are not kept; what moves never passes what is still to be read."""
+    if kept.all():
+        return
+    end = np.cumsum(gathered.length)
+    total, place = int(end[-1]), 0
+    for begin in range(0, total, BLOCK_EVENTS):
+        block = rows[begin : begin + BLOCK_EVENTS]
+        first, last = np.searchsorted(end, [begin, begin + len(block) - 1], side="right")
+        users = slice(first, last + 1)
+        inside = np.minimum(end[users], begin + len(block)) - np.maximum(
+            end[users] - gathered.length[users], begin
+        )
+        moved = block[np.repeat(kept[users], inside)]
+        rows[place : place + len(moved)] = moved
+        place += len(moved)

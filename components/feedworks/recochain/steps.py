@@ -85,17 +85,17 @@ def prepare(data_dir: Path, out_dir: Path, cfg: RecoChainConfig) -> Prepared:
     Raises:
         DataError: a table is missing, an event names an unknown item, too few users, or no vectors.
     """
-    data = prepare_data(data_dir, cfg)
-    vectors, widths = build_vectors(
-        cfg.vectors,
-        given=data.items["vector"].to_pylist(),
-        text=data.items["text"].to_pylist(),
-        sequences=data.sequences,
-        seed=cfg.seed,
-    )
-    found = Prepared(len(data.sequences), len(data.items), len(data.sequences.item))
-    segments = read_segments(data_dir, data.sequences.user_id)
     with atomic_folder(out_dir) as folder:
+        data = prepare_data(data_dir, cfg, scratch=out_dir.parent)
+        vectors, widths = build_vectors(
+            cfg.vectors,
+            given=data.items["vector"],
+            text=data.items["text"].to_pylist(),
+            sequences=data.sequences,
+            seed=cfg.seed,
+        )
+        found = Prepared(len(data.sequences), len(data.items), len(data.sequences.item))
+        segments = read_segments(data_dir, data.sequences.user_id)
         write_sequences(data.sequences, folder / "sequences.parquet")
         pq.write_table(data.items.drop_columns(["vector"]), folder / "items.parquet")
         tensors = {

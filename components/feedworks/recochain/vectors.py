@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from feedworks.errors import DataError
 from feedworks.recochain.config import VectorConfig
@@ -22,7 +24,7 @@ FloatArray = npt.NDArray[np.float32]
 def build_vectors(
     config: VectorConfig,
     *,
-    given: Sequence[Sequence[float] | None],
+    given: pa.ChunkedArray,
     text: Sequence[str | None],
     sequences: Sequences,
     seed: int,
@@ -33,7 +35,7 @@ def build_vectors(
 
     Args:
         config: sources, weights, widths.
-        given: vectors from the items table, None where an item has none.
+        given: vectors from the items table, lists of one width; null where an item has none.
         text: texts from the items table.
         sequences: only their training split is read.
         seed: of the randomised SVD.
@@ -53,20 +55,24 @@ def build_vectors(
     return unit_rows(np.concatenate(parts, axis=1)), [part.shape[1] for part in parts]
 
 
-def given_vectors(given: Sequence[Sequence[float] | None]) -> FloatArray:
+def given_vectors(given: pa.ChunkedArray) -> FloatArray:
     """Stack the vectors of the items table; items without one get zeros.
 
     Raises:
-        DataError: no item has a vector.
+        DataError: no item has a vector, or they differ in width.
     """
-    width = next((len(vector) for vector in given if vector is not None), 0)
-    if width == 0:
+    present_N = given.is_valid().to_numpy()
+    widths = pc.unique(pc.list_value_length(given).drop_null()).to_pylist()
+    if not widths or widths == [0]:
         raise DataError(
             "table items, column vector: no item has a vector; "
             "set vectors.sources=text,collaborative and vectors.weights=1,1"
         )
-    zero = np.zeros(width, dtype=np.float32)
-    return np.stack([zero if v is None else np.asarray(v, dtype=np.float32) for v in given])
+    if len(widths) > 1:
+        raise DataError(f"table items, column vector: vectors of {sorted(widths)} numbers; use one encoder")
+    table = np.zeros((len(given), widths[0]), dtype=np.float32)
+    table[present_N] = pc.list_flatten(given).to_numpy().reshape(-1, widths[0])
+    return table
 
 
 def text_vectors(text: Sequence[str | None], width: int, seed: int) -> FloatArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from feedworks.errors import ConfigError, DataError
@@ -19,10 +20,18 @@ from feedworks.recochain.vectors import (
 from .test_data import sequences
 
 
+def vectors(rows) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(rows, pa.list_(pa.float32()))])
+
+
 def build(config: VectorConfig, made: Sequences, given=None, text=None) -> np.ndarray:
     num_items = 6
     return build_vectors(
-        config, given=given or [None] * num_items, text=text or [None] * num_items, sequences=made, seed=0
+        config,
+        given=vectors(given or [None] * num_items),
+        text=text or [None] * num_items,
+        sequences=made,
+        seed=0,
     )[0]
 
 
@@ -104,9 +113,11 @@ def test_one_common_word_is_enough():
 
 
 def test_given_vectors_are_stacked_and_gaps_are_zero():
-    assert given_vectors([None, [1.0, 2.0], None]).tolist() == [[0, 0], [1, 2], [0, 0]]
+    assert given_vectors(vectors([None, [1.0, 2.0], None])).tolist() == [[0, 0], [1, 2], [0, 0]]
     with pytest.raises(DataError, match=r"no item has a vector; set vectors\.sources"):
-        given_vectors([None, None])
+        given_vectors(vectors([None, None]))
+    with pytest.raises(DataError, match=r"vectors of \[1, 2\] numbers; use one encoder"):
+        given_vectors(vectors([[1.0, 2.0], [3.0]]))
 
 
 def test_sources_are_joined_by_weight_and_the_result_has_length_one():
