@@ -5,10 +5,7 @@ from functools import partial
 from kfp import dsl
 
 from feedworks.ksa import component
-from feedworks.task_resources import ask
-
-# Raise the version when a step computes something else from the same inputs.
-_resources = partial(ask, cache_version="1")
+from feedworks.task_resources import Cluster, ask
 
 
 @dsl.pipeline(name="ksa", description=__doc__)
@@ -17,7 +14,13 @@ def pipeline(
     data_version: str = "1",
     preset: str = "tiny",
     overrides: list[str] = [],  # noqa: B006
-    num_gpus: int = 0,
+    num_gpus: str = "0",
+    gpu_type: str = "nvidia.com/gpu",
+    workspace_pvc: str = "feedworks-workspace",
+    secret_name: str = "feedworks-tasks",
+    node_selector: dict[str, str] = {},  # noqa: B006
+    gpu_node_selector: dict[str, str] = {},  # noqa: B006
+    tolerations: list[dict[str, str]] = [],  # noqa: B006
 ):
     """Train or convert a model to summary attention, measure it beside other attentions, package it.
 
@@ -28,15 +31,18 @@ def pipeline(
             tasks are reused.
         preset: tiny, small or paper.
         overrides: settings as key=value; mode=convert with base.folder converts a Qwen3 checkpoint.
-        num_gpus: GPUs for each task that runs the model; 0 runs them on the CPU.
+        num_gpus: GPUs for each task that runs the model; 0 runs it on the CPU.
+        gpu_type: the GPU as a resource of a node: nvidia.com/gpu, amd.com/gpu, nvidia.com/mig-3g.40gb.
+        workspace_pvc: volume claim that the tasks see at /workspace; data and models from outside lie there.
+        secret_name: of a secret with HF_TOKEN, AWS_ACCESS_KEY_ID and the like; it may be absent.
+        node_selector: labels of the nodes for tasks that do not run the model.
+        gpu_node_selector: labels of the nodes for tasks that do.
+        tolerations: of taints, for every task, as Kubernetes writes them.
     """
     settings = {"preset": preset, "overrides": overrides}
-    on_gpu = partial(_resources, cpu="2", memory="16Gi", num_gpus=num_gpus)
     prepared = component.prepare_corpus(source=source, data_version=data_version, **settings)
-    _resources(prepared, cpu="2", memory="8Gi", retries=2)
     corpus = {"corpus": prepared.outputs["corpus"]}
     hidden = component.make_needles(**corpus, **settings)
-    _resources(hidden, cpu="1", memory="4Gi")
     data = corpus | {"needles": hidden.output}
     trains = data | settings | {"num_gpus": num_gpus}
 
@@ -46,18 +52,22 @@ def pipeline(
     extended = component.extend(annealed=annealed.output, **trains)
     trained = {"extended": extended.output}
     others = component.choose_baselines(**settings)
-    _resources(others, cpu="100m", memory="1Gi")
     with dsl.ParallelFor(others.output, name="baselines", parallelism=2) as attention:
         baseline = component.train_baseline(attention=attention, **trains)
-    for task in (pretrained, distilled, annealed, extended, baseline):
-        on_gpu(task)
 
     models = trained | {"pretrained": pretrained.output, "baselines": dsl.Collected(baseline.output)}
     evaluated = component.evaluate(**data, **models, **settings)
-    on_gpu(evaluated)
     evaluation = {"evaluation": evaluated.outputs["evaluation"]}
     passed = component.gate(**evaluation, **settings)
-    _resources(passed, cpu="100m", memory="1Gi", cached=False)
     with dsl.If(passed.output == True, name="good-enough"):  # noqa: E712
         packaged = component.package(**corpus, **trained, **evaluation, **settings)
-        _resources(packaged, cpu="1", memory="8Gi", retries=2, cached=False)
+
+    place = (gpu_type, workspace_pvc, secret_name, node_selector, gpu_node_selector, tolerations)
+    resources = partial(ask, cluster=Cluster("ksa", num_gpus, *place))
+    resources(prepared, cpu="2", memory="8Gi", retries=2)
+    resources(hidden, cpu="1", memory="4Gi")
+    stages = (pretrained, distilled, annealed, extended, baseline, evaluated)
+    resources(*stages, cpu="2", memory="16Gi", on_gpu=True, hours=72)
+    resources(others, cpu="100m", memory="1Gi", hours=1)
+    resources(passed, cpu="100m", memory="1Gi", hours=1, cached=False)
+    resources(packaged, cpu="1", memory="8Gi", retries=2, cached=False)

@@ -5,10 +5,7 @@ from functools import partial
 from kfp import dsl
 
 from feedworks.mari import component
-from feedworks.task_resources import ask
-
-# Raise the version when a step computes something else from the same inputs.
-_resources = partial(ask, cache_version="1")
+from feedworks.task_resources import Cluster, ask
 
 
 @dsl.pipeline(name="mari", description=__doc__)
@@ -17,7 +14,13 @@ def pipeline(
     data_version: str = "1",
     preset: str = "tiny",
     overrides: list[str] = [],  # noqa: B006
-    num_gpus: int = 0,
+    num_gpus: str = "0",
+    gpu_type: str = "nvidia.com/gpu",
+    workspace_pvc: str = "feedworks-workspace",
+    secret_name: str = "feedworks-tasks",
+    node_selector: dict[str, str] = {},  # noqa: B006
+    gpu_node_selector: dict[str, str] = {},  # noqa: B006
+    tolerations: list[dict[str, str]] = [],  # noqa: B006
 ):
     """Train or import a ranking model, cut it by side, prove it equal, time it, package the twin.
 
@@ -28,32 +31,40 @@ def pipeline(
             tasks are reused.
         preset: tiny, small or paper.
         overrides: settings as key=value; outside.model and outside.sides name a model that the tasks see.
-        num_gpus: GPUs for the training; 0 runs it on the CPU.
+        num_gpus: GPUs for each task that runs the model; 0 runs it on the CPU.
+        gpu_type: the GPU as a resource of a node: nvidia.com/gpu, amd.com/gpu, nvidia.com/mig-3g.40gb.
+        workspace_pvc: volume claim that the tasks see at /workspace; data and models from outside lie there.
+        secret_name: of a secret with HF_TOKEN, AWS_ACCESS_KEY_ID and the like; it may be absent.
+        node_selector: labels of the nodes for tasks that do not run the model.
+        gpu_node_selector: labels of the nodes for tasks that do.
+        tolerations: of taints, for every task, as Kubernetes writes them.
     """
     settings = {"preset": preset, "overrides": overrides}
     prepared = component.prepare_candidates(source=source, data_version=data_version, **settings)
-    _resources(prepared, cpu="1", memory="4Gi", retries=2)
     candidates = {"candidates": prepared.outputs["candidates"]}
     made = component.make_ranker(**candidates, num_gpus=num_gpus, **settings)
-    _resources(made, cpu="2", memory="8Gi", num_gpus=num_gpus)
     ranker = {"ranker": made.output}
 
     coloured = component.colour_graph(**ranker, **settings)
-    _resources(coloured, cpu="1", memory="4Gi")
     sites = {"sites": coloured.outputs["sites"]}
     cut = component.reparameterise(**ranker, **settings)
-    _resources(cut, cpu="1", memory="4Gi")
     verified = component.verify(twin=cut.output, **ranker, **settings)
-    _resources(verified, cpu="2", memory="4Gi")
     timed = component.benchmark(**ranker, **settings).after(verified)
-    _resources(timed, cpu="2", memory="4Gi", cached=False)
     results = {"verdict": verified.output, "bench": timed.output}
     evaluated = component.evaluate(twin=cut.output, **candidates, **ranker, **sites, **results, **settings)
-    _resources(evaluated, cpu="2", memory="8Gi")
 
     evaluation = {"evaluation": evaluated.outputs["evaluation"]}
     passed = component.gate(**evaluation, **settings)
-    _resources(passed, cpu="100m", memory="1Gi", cached=False)
     with dsl.If(passed.output == True, name="good-enough"):  # noqa: E712
         packaged = component.package(twin=cut.output, **sites, **evaluation, **settings)
-        _resources(packaged, cpu="1", memory="4Gi", retries=2, cached=False)
+
+    place = (gpu_type, workspace_pvc, secret_name, node_selector, gpu_node_selector, tolerations)
+    resources = partial(ask, cluster=Cluster("mari", num_gpus, *place))
+    resources(prepared, cpu="1", memory="4Gi", retries=2)
+    resources(made, cpu="2", memory="8Gi", on_gpu=True, hours=72)
+    resources(coloured, cut, cpu="1", memory="4Gi")
+    resources(verified, cpu="2", memory="4Gi")
+    resources(timed, cpu="2", memory="4Gi", cached=False)
+    resources(evaluated, cpu="2", memory="8Gi")
+    resources(passed, cpu="100m", memory="1Gi", hours=1, cached=False)
+    resources(packaged, cpu="1", memory="4Gi", retries=2, cached=False)

@@ -5,10 +5,7 @@ from functools import partial
 from kfp import dsl
 
 from feedworks.recochain import component
-from feedworks.task_resources import ask
-
-# Raise the version when a step computes something else from the same inputs.
-_resources = partial(ask, cache_version="1")
+from feedworks.task_resources import Cluster, ask
 
 
 @dsl.pipeline(name="recochain", description=__doc__)
@@ -17,7 +14,13 @@ def pipeline(
     data_version: str = "1",
     preset: str = "tiny",
     overrides: list[str] = [],  # noqa: B006
-    num_gpus: int = 0,
+    num_gpus: str = "0",
+    gpu_type: str = "nvidia.com/gpu",
+    workspace_pvc: str = "feedworks-workspace",
+    secret_name: str = "feedworks-tasks",
+    node_selector: dict[str, str] = {},  # noqa: B006
+    gpu_node_selector: dict[str, str] = {},  # noqa: B006
+    tolerations: list[dict[str, str]] = [],  # noqa: B006
 ):
     """Train, evaluate and package RecoChain.
 
@@ -26,23 +29,24 @@ def pipeline(
         data_version: change it when the data behind source changed; else finished tasks are reused.
         preset: tiny, small or paper.
         overrides: settings as key=value.
-        num_gpus: GPUs for each task that runs the model; 0 runs them on the CPU.
+        num_gpus: GPUs for each task that runs the model; 0 runs it on the CPU.
+        gpu_type: the GPU as a resource of a node: nvidia.com/gpu, amd.com/gpu, nvidia.com/mig-3g.40gb.
+        workspace_pvc: volume claim that the tasks see at /workspace; data and models from outside lie there.
+        secret_name: of a secret with HF_TOKEN, AWS_ACCESS_KEY_ID and the like; it may be absent.
+        node_selector: labels of the nodes for tasks that do not run the model.
+        gpu_node_selector: labels of the nodes for tasks that do.
+        tolerations: of taints, for every task, as Kubernetes writes them.
     """
     settings = {"preset": preset, "overrides": overrides}
     prepared = component.prepare_sequences(source=source, data_version=data_version, **settings)
-    _resources(prepared, cpu="1", memory="4Gi", retries=2)
     sequences = {"sequences": prepared.outputs["sequences"]}
 
     tokenizer = component.fit_tokenizer(**sequences, **settings)
-    _resources(tokenizer, cpu="2", memory="4Gi")
     ids = component.assign_ids(tokenizer=tokenizer.output, **sequences, **settings)
-    _resources(ids, cpu="1", memory="4Gi")
     data = sequences | {"semantic_ids": ids.output}
 
     generator = component.train_generator(num_gpus=num_gpus, **data, **settings)
-    _resources(generator, cpu="2", memory="8Gi", num_gpus=num_gpus)
     candidates = component.mine_candidates(generator=generator.output, **data, **settings)
-    _resources(candidates, cpu="2", memory="8Gi", num_gpus=num_gpus)
     joint = component.train_joint(
         generator=generator.output,
         candidates=candidates.output,
@@ -50,18 +54,22 @@ def pipeline(
         **data,
         **settings,
     )
-    _resources(joint, cpu="2", memory="8Gi", num_gpus=num_gpus)
     sasrec = component.train_baseline(num_gpus=num_gpus, **sequences, **settings)
-    _resources(sasrec, cpu="2", memory="8Gi", num_gpus=num_gpus)
     models = {"generator": generator.output, "joint": joint.output, "sasrec": sasrec.output}
     evaluated = component.evaluate(**models, **data, **settings)
-    _resources(evaluated, cpu="2", memory="8Gi", num_gpus=num_gpus)
 
     evaluation = {"evaluation": evaluated.outputs["evaluation"]}
     passed = component.gate(**evaluation, **settings)
-    _resources(passed, cpu="100m", memory="1Gi", cached=False)
     with dsl.If(passed.output == True, name="good-enough"):  # noqa: E712
         packaged = component.package(
             tokenizer=tokenizer.output, joint=joint.output, **data, **evaluation, **settings
         )
-        _resources(packaged, cpu="1", memory="4Gi", retries=2, cached=False)
+
+    place = (gpu_type, workspace_pvc, secret_name, node_selector, gpu_node_selector, tolerations)
+    resources = partial(ask, cluster=Cluster("recochain", num_gpus, *place))
+    resources(prepared, cpu="1", memory="4Gi", retries=2)
+    resources(tokenizer, cpu="2", memory="4Gi")
+    resources(ids, cpu="1", memory="4Gi")
+    resources(generator, candidates, joint, sasrec, evaluated, cpu="2", memory="8Gi", on_gpu=True, hours=72)
+    resources(passed, cpu="100m", memory="1Gi", hours=1, cached=False)
+    resources(packaged, cpu="1", memory="4Gi", retries=2, cached=False)

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from feedworks.errors import FeedworksError
+from feedworks.configuration import flatten
+from feedworks.errors import ConfigError, FeedworksError
 from feedworks.papers import PAPERS
 
 
@@ -18,7 +20,7 @@ def run_step(
     paths: Sequence[str],
     settings: tuple[str, Sequence[str]],
     *,
-    num_processes: int = 1,
+    num_processes: int | str = 0,
 ) -> None:
     """Call `feedworks.<paper>.steps.<step>(*paths, config)`.
 
@@ -27,14 +29,19 @@ def run_step(
         step: a function of its steps that trains; the training loop shares the work of several processes.
         paths: inputs and output of the step.
         settings: name of a preset, and `key=value` overrides.
-        num_processes: up to 1 runs the step here.
+        num_processes: one for each GPU asked for; up to 1 runs the step here. Kubeflow reads a number of
+            GPUs from text only, so that it may come as one.
 
     Raises:
+        ConfigError: there are fewer GPUs here, and no setting says `accelerator=cpu`.
         FeedworksError: a process failed; its own error is above.
     """
     preset, overrides = settings
+    num_processes = _count(num_processes)
+    config = PAPERS[paper].part("config").resolve(preset, overrides)
+    if num_processes:
+        _require_gpus(num_processes, config)
     if num_processes <= 1:
-        config = PAPERS[paper].part("config").resolve(preset, overrides)
         getattr(PAPERS[paper].part("steps"), step)(*map(Path, paths), config)
         return
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
@@ -43,6 +50,24 @@ def run_step(
     code = subprocess.run(command, check=False).returncode
     if code:
         raise FeedworksError(f"{paper}.{step} in {num_processes} processes ended with code {code}")
+
+
+def _count(text: int | str) -> int:
+    if not str(text).isdecimal():
+        raise ConfigError(f"num_gpus={text!r}: expected a count such as 0 or 2")
+    return int(text)
+
+
+def _require_gpus(num_gpus: int, config: Any) -> None:
+    # A task that was promised GPUs and finds none would train for days on the CPU before anybody looks.
+    import torch  # takes 2 s; only training comes here
+
+    on_cpu = [key for key, value in flatten(config).items() if key.endswith("accelerator") and value == "cpu"]
+    if torch.cuda.device_count() < num_gpus and not on_cpu:
+        raise ConfigError(
+            f"num_gpus={num_gpus}, but torch sees {torch.cuda.device_count()} CUDA device(s) here; "
+            "run on a machine with that many, or set num_gpus=0 or a setting `...accelerator=cpu`"
+        )
 
 
 def main() -> None:

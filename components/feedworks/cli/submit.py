@@ -51,6 +51,7 @@ def submit(paper: Paper, host: str, experiment: str, **arguments: Any) -> None:
     The source of the data must be `synthetic` or a path that is mounted in the cluster's tasks.
     """
     arguments["overrides"] = list(arguments["overrides"])
+    arguments["num_gpus"] = str(arguments["num_gpus"])  # see feedworks.task_resources
     paper.part("config").resolve(arguments["preset"], arguments["overrides"])
     run_id = upload_and_run(paper.name, host=host, experiment=experiment, arguments=arguments)
     click.echo(f"started run {run_id} of {paper.name} at {host}")

@@ -53,7 +53,7 @@ def make_needles(
 def pretrain(
     preset: str,
     overrides: list[str],
-    num_gpus: int,
+    num_gpus: str,
     corpus: dsl.Input[dsl.Dataset],
     needles: dsl.Input[dsl.Dataset],
     pretrained: dsl.Output[dsl.Model],
@@ -69,7 +69,7 @@ def pretrain(
 def distil(
     preset: str,
     overrides: list[str],
-    num_gpus: int,
+    num_gpus: str,
     corpus: dsl.Input[dsl.Dataset],
     needles: dsl.Input[dsl.Dataset],
     pretrained: dsl.Input[dsl.Model],
@@ -86,7 +86,7 @@ def distil(
 def anneal(
     preset: str,
     overrides: list[str],
-    num_gpus: int,
+    num_gpus: str,
     corpus: dsl.Input[dsl.Dataset],
     needles: dsl.Input[dsl.Dataset],
     distilled: dsl.Input[dsl.Model],
@@ -103,7 +103,7 @@ def anneal(
 def extend(
     preset: str,
     overrides: list[str],
-    num_gpus: int,
+    num_gpus: str,
     corpus: dsl.Input[dsl.Dataset],
     needles: dsl.Input[dsl.Dataset],
     annealed: dsl.Input[dsl.Model],
@@ -128,7 +128,7 @@ def choose_baselines(preset: str, overrides: list[str]) -> list[str]:
 def train_baseline(
     preset: str,
     overrides: list[str],
-    num_gpus: int,
+    num_gpus: str,
     attention: str,
     corpus: dsl.Input[dsl.Dataset],
     needles: dsl.Input[dsl.Dataset],

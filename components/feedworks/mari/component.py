@@ -40,7 +40,7 @@ def prepare_candidates(
 def make_ranker(
     preset: str,
     overrides: list[str],
-    num_gpus: int,
+    num_gpus: str,
     candidates: dsl.Input[dsl.Dataset],
     ranker: dsl.Output[dsl.Model],
 ) -> None:

@@ -76,7 +76,7 @@ def audit_times(
 def train_teacher(
     preset: str,
     overrides: list[str],
-    num_gpus: int,
+    num_gpus: str,
     observables: dsl.Input[dsl.Dataset],
     content: dsl.Input[dsl.Dataset],
     audit: dsl.Input[dsl.Artifact],
@@ -111,7 +111,7 @@ def export_vectors(
 def train_student(
     preset: str,
     overrides: list[str],
-    num_gpus: int,
+    num_gpus: str,
     observables: dsl.Input[dsl.Dataset],
     vectors: dsl.Input[dsl.Dataset],
     student: dsl.Output[dsl.Model],

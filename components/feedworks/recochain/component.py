@@ -69,7 +69,7 @@ def assign_ids(
 def train_generator(
     preset: str,
     overrides: list[str],
-    num_gpus: int,
+    num_gpus: str,
     sequences: dsl.Input[dsl.Dataset],
     semantic_ids: dsl.Input[dsl.Dataset],
     generator: dsl.Output[dsl.Model],
@@ -104,7 +104,7 @@ def mine_candidates(
 def train_joint(
     preset: str,
     overrides: list[str],
-    num_gpus: int,
+    num_gpus: str,
     sequences: dsl.Input[dsl.Dataset],
     semantic_ids: dsl.Input[dsl.Dataset],
     generator: dsl.Input[dsl.Model],
@@ -123,7 +123,7 @@ def train_joint(
 def train_baseline(
     preset: str,
     overrides: list[str],
-    num_gpus: int,
+    num_gpus: str,
     sequences: dsl.Input[dsl.Dataset],
     sasrec: dsl.Output[dsl.Model],
 ) -> None:

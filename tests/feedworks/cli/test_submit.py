@@ -43,7 +43,7 @@ def test_submit_uploads_the_committed_bytes_and_starts_a_run(feedworks: Command,
         "data_version": "7",
         "preset": "small",
         "overrides": ["seed=3"],
-        "num_gpus": 1,
+        "num_gpus": "1",
     }
     assert result.stdout.splitlines()[-1] == f"started run run-1 of recochain at {api.address}"
 

@@ -16,6 +16,7 @@ from feedworks.recochain import component
 ArtifactT = TypeVar("ArtifactT", bound=dsl.Artifact)
 QUICK = [
     *("generator.epochs=1", "joint.epochs=1", "sasrec_training.epochs=1"),
+    "joint.accelerator=cpu",  # so that two processes may stand for two GPUs
     *("evaluation.sweep_beams=", "evaluation.bootstrap=50", "gate.min_gain=-1"),
 ]
 SETTINGS: dict[str, Any] = {"preset": "tiny", "overrides": QUICK}
@@ -54,10 +55,10 @@ def test_the_components_hand_over_from_events_to_a_model(tmp_path: Path) -> None
     data = ("sequences", "semantic_ids")
     call(component.fit_tokenizer, "sequences", "tokenizer")
     call(component.assign_ids, *data, "tokenizer")
-    call(component.train_generator, *data, "generator", num_gpus=0)
+    call(component.train_generator, *data, "generator", num_gpus="0")
     call(component.mine_candidates, *data, "generator", "candidates")
-    call(component.train_joint, *data, "generator", "candidates", "joint", num_gpus=2)
-    call(component.train_baseline, "sequences", "sasrec", num_gpus=1)
+    call(component.train_joint, *data, "generator", "candidates", "joint", num_gpus="2")
+    call(component.train_baseline, "sequences", "sasrec", num_gpus="1")
     call(component.evaluate, *data, "generator", "joint", "sasrec", "evaluation", "metrics", "report")
     logged = made["metrics"].metadata
     assert json.loads(json.dumps(logged, allow_nan=False)) == logged
