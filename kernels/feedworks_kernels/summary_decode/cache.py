@@ -65,8 +65,10 @@ class SummaryCache:
         layout.check()
         cache_checks.check_sizes(num_slots, num_heads, width, dtype)
         self.layout = layout
+        # Zeros, not whatever the memory held: a NaN behind a sequence would send its step another way round,
+        # whose last bits differ. A CPU's zero pages cost nothing until they are used.
         self.key_NGLD, self.value_NGLD = (
-            torch.empty(num_slots, num_heads, layout.num_rows, width, dtype=dtype, device=device)
+            torch.zeros(num_slots, num_heads, layout.num_rows, width, dtype=dtype, device=device)
             for _ in range(2)
         )
         self.length_N = torch.zeros(num_slots, dtype=torch.int64, device=device)
@@ -254,7 +256,7 @@ class SummaryCache:
         for name in ("key_NGLD", "value_NGLD"):
             before_NGLD: Tensor = getattr(self, name)
             num_slots, num_heads, _, width = before_NGLD.shape
-            after_NGLD = before_NGLD.new_empty(num_slots, num_heads, new.num_rows, width)
+            after_NGLD = before_NGLD.new_zeros(num_slots, num_heads, new.num_rows, width)
             after_NGLD[:, :, : old.first_summary_row] = before_NGLD[:, :, : old.first_summary_row]
             kept = old.spare_row - old.first_summary_row
             after_NGLD[:, :, new.first_summary_row :][:, :, :kept] = before_NGLD[
