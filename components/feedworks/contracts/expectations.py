@@ -16,6 +16,9 @@ of any width is validated in little memory. The measured columns of a table colu
   under another value, too. Texts that differ in their spaces alone are the same.
 
 `in_order` is False for a row that should stand before its predecessor; a table in any order has none.
+
+A table that is larger than a block is measured and validated block by block. What is expected of a column as
+a whole is looked up in a frame of its distinct values (`column_suite`).
 """
 
 from __future__ import annotations
@@ -62,16 +65,16 @@ def _main_module_with_a_file() -> Iterator[None]:
 
 
 def suite(contract: Table, widths: Mapping[str, int], num_nulls: Mapping[str, int], num_rows: int) -> Any:
-    """The `ExpectationSuite` for the measured frame of one table.
+    """The `ExpectationSuite` for the measured frame of one table, or of a block of it: what holds row by row.
 
     Each expectation carries in `meta` the contract column it is about, a sentence `problem` that says what
     the unexpected rows are, and the `mend`. A breach of severity `critical` must stop a run, a `warning` not.
 
     Args:
         contract: The table.
-        widths: For each vector column of the table, the width that its vectors must have.
-        num_nulls: Nulls in each column. A nullable column that is null in every row is not used and passes;
-            one that is null in some rows earns a warning, as a model will have to do without there.
+        widths: For each vector column without `any_width`, the width that its vectors must have.
+        num_nulls: Nulls in each nullable column of the table. One that is null in every row is not used and
+            passes; one that is null in some rows earns a warning, as a model will have to do without there.
         num_rows: Rows of the table.
     """
     gx = import_gx()
@@ -80,6 +83,19 @@ def suite(contract: Table, widths: Mapping[str, int], num_nulls: Mapping[str, in
         expectations += _column_expectations(gx.expectations, column, widths, num_nulls, num_rows)
     expectations += _table_expectations(gx.expectations, contract)
     return gx.ExpectationSuite(name=contract.name, expectations=expectations)
+
+
+def column_suite(contract: Table) -> Any:
+    """What is expected of columns as a whole, for a frame of the distinct values of `spread_columns`."""
+    gx = import_gx()
+    expectations = [e for column in contract.columns for e in _spread_expectations(gx.expectations, column)]
+    return gx.ExpectationSuite(name=f"{contract.name} columns", expectations=expectations)
+
+
+def spread_columns(contract: Table) -> list[str]:
+    """The measured columns of whose distinct values `column_suite` speaks."""
+    varying = [column.name for column in contract.columns if column.must_vary]
+    return varying + [f"{column.name}.place" for column in contract.columns if column.one_of]
 
 
 def _column_expectations(
@@ -101,13 +117,6 @@ def _column_expectations(
             max_value=column.maximum,
             severity="critical",
             meta=_meta(name, _outside(column), "correct or drop these rows"),
-        )
-    if column.must_vary:
-        yield gxe.ExpectColumnUniqueValueCountToBeBetween(
-            column=name,
-            min_value=2,
-            severity="critical",
-            meta=_meta(name, "hold one and the same value", "give the table rows with another value too"),
         )
     if column.is_vector:
         yield from _vector_expectations(gxe, name, None if column.any_width else widths[name])
@@ -149,14 +158,25 @@ def _vector_expectations(gxe: Any, name: str, width: int | None) -> Iterator[Any
 
 
 def _word_expectations(gxe: Any, column: Column) -> Iterator[Any]:
-    name, words, places = column.name, ", ".join(column.one_of), range(len(column.one_of))
+    name, words = column.name, ", ".join(column.one_of)
     yield gxe.ExpectColumnValuesToBeInSet(
         column=f"{name}.place",
-        value_set=list(places),
+        value_set=list(range(len(column.one_of))),
         severity="critical",
         meta=_meta(name, f"are none of {words}", "write one of these words"),
     )
-    for place in places:
+
+
+def _spread_expectations(gxe: Any, column: Column) -> Iterator[Any]:
+    name, words = column.name, ", ".join(column.one_of)
+    if column.must_vary:
+        yield gxe.ExpectColumnUniqueValueCountToBeBetween(
+            column=name,
+            min_value=2,
+            severity="critical",
+            meta=_meta(name, "hold one and the same value", "give the table rows with another value too"),
+        )
+    for place in range(len(column.one_of)):
         yield gxe.ExpectColumnDistinctValuesToContainSet(
             column=f"{name}.place",
             value_set=[place],

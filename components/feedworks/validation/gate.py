@@ -1,17 +1,21 @@
-"""The validation gate: structure first with pyarrow, then the contract's Great Expectations suite."""
+"""The validation gate: structure first with pyarrow, then the contract's Great Expectations suite.
+
+Tables may be larger than memory: they are looked at in blocks of rows. Held are the ids that other tables
+refer to, 8 bytes each.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow.parquet as pq
 
-from feedworks.contracts.expectations import import_gx, suite
 from feedworks.contracts.features import FEATURE_TABLES
 from feedworks.contracts.files import FILES, is_data_folder
 from feedworks.contracts.ranking import FIELDS_FILE, read_fields
@@ -19,13 +23,14 @@ from feedworks.contracts.retention import CATALOGUE, EVENTS, PROFILES
 from feedworks.contracts.tables import INTERACTIONS, ITEMS, USERS, Kind, Table
 from feedworks.contracts.text import TEXT_FOLDER
 from feedworks.errors import DataError
-from feedworks.progress import say
-from feedworks.validation.measure import Measured, measure
+from feedworks.progress import Progress, say
+from feedworks.validation.blocks import BLOCK_ROWS, Spread, blocks, facts, told_of
+from feedworks.validation.measure import measure_batch
 from feedworks.validation.report import write_report
 from feedworks.validation.result import Check, GateResult
 from feedworks.validation.structure import BROKEN, batches, open_table, unreadable
+from feedworks.validation.suites import Suites
 
-MAX_EXAMPLES = 5
 # A table after those that it refers to.
 ORDER: dict[Kind, tuple[Table, ...]] = {
     "interactions": (ITEMS, USERS, INTERACTIONS),
@@ -33,6 +38,7 @@ ORDER: dict[Kind, tuple[Table, ...]] = {
     "features": FEATURE_TABLES,
     "text": TEXT_FOLDER,
 }
+REFERRED = {c.refers_to for tables in ORDER.values() for table in tables for c in table.columns}
 
 
 def validate_folder(
@@ -120,55 +126,44 @@ def _check_table(
         if not opened.usable:
             return opened.checks
         try:
-            measured = measure(contract, batches(file, contract), known)
+            checks = _check_values(contract, file, known)
         except BROKEN as error:
             return [*opened.checks, unreadable(contract, error, file.metadata.num_rows)]
-    if len(contract.key) == 1:
-        known[contract.name] = measured.frame[contract.key[0]].dropna().to_numpy(np.int64)
-    return [*opened.checks, *_run_suite(contract, measured)]
+    return [*opened.checks, *checks]
 
 
-def _run_suite(contract: Table, measured: Measured) -> list[Check]:
-    gx = import_gx()
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
-    asset = context.data_sources.add_pandas("measured").add_dataframe_asset(contract.name)
-    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": measured.frame})
-    outcome = batch.validate(
-        suite(contract, measured.widths, measured.num_nulls, len(measured.frame)),
-        result_format={"result_format": "SUMMARY", "partial_unexpected_count": MAX_EXAMPLES},
-    )
-    checks = [_as_check(contract, result.to_json_dict(), measured.frame) for result in outcome.results]
-    # Great Expectations answers in an order of its own.
-    names = [column.name for column in contract.columns]
-    return sorted(checks, key=lambda c: (names.index(c.column.split(",")[0]), c.expectation, c.problem))
+def _check_values(
+    contract: Table, file: pq.ParquetFile, known: dict[str, npt.NDArray[np.int64]]
+) -> list[Check]:
+    """All rows against the contract, block by block; the ids of a table that others refer to become known."""
+    num_rows, spread = file.metadata.num_rows, Spread(contract)
+    ids: list[npt.NDArray[np.int64]] = []
+    frames = blocks(contract, batches(file, contract), known)
+    suites, first_row = None, 0
+    for frame in _shown(frames, contract, num_rows) if num_rows > BLOCK_ROWS else frames:
+        if suites is None:
+            told = facts(contract, [frame] if len(frame) == num_rows else _told(contract, file))
+            suites = Suites(contract, told, num_rows)
+        suites.add(frame, first_row)
+        spread.add(frame)
+        if contract.name in REFERRED:
+            ids.append(frame[contract.key[0]].dropna().to_numpy(np.int64))
+        first_row += len(frame)
+    if ids:
+        known[contract.name] = np.unique(np.concatenate(ids))
+    return suites.checks(spread) if suites else []
 
 
-def _as_check(contract: Table, outcome: Mapping[str, Any], frame: pd.DataFrame) -> Check:
-    config, found = outcome["expectation_config"], outcome["result"]
-    # What is expected of a column as a whole has no unexpected rows of its own: all rows are.
-    of_column = 0 if outcome["success"] else len(frame)
-    if "unexpected_count" not in found and "observed_value" not in found:
-        reason = str(outcome["exception_info"])[:200]
-        raise DataError(f"table {contract.name}: {config['type']} could not be evaluated ({reason})")
-    return Check(
-        table=contract.name,
-        column=config["meta"]["column"],
-        problem=config["meta"]["problem"],
-        success=bool(outcome["success"]),
-        count=int(found.get("unexpected_count", of_column)),
-        num_rows=len(frame),
-        mend=config["meta"]["mend"],
-        severity=config["severity"],
-        examples=tuple(
-            _row(contract, frame, int(i), config["kwargs"].get("column", ""))
-            for i in found.get("partial_unexpected_index_list") or ()
-        ),
-        expectation=config["type"],
-    )
+def _shown(frames: Iterator[pd.DataFrame], contract: Table, num_rows: int) -> Iterator[pd.DataFrame]:
+    with Progress(f"rows of {contract.name}", total=num_rows) as shown:
+        for frame in frames:
+            yield frame
+            shown.advance(len(frame))
 
 
-def _row(contract: Table, frame: pd.DataFrame, index: int, column: str) -> str:
-    """A row by its key, or where it has none by the value that was looked at."""
-    values = [f"{name}={frame[name].iloc[index]}" for name in contract.key or (column,)]
-    return f"row {index}: {', '.join(values)}"
+def _told(contract: Table, file: pq.ParquetFile) -> Iterator[pd.DataFrame]:
+    """Another look at the few columns of which the suite must know something."""
+    columns = tuple(replace(column, refers_to=None, is_prose=False) for column in told_of(contract))
+    if columns:
+        for batch in batches(file, replace(contract, columns=columns)):
+            yield measure_batch(replace(contract, columns=columns), batch, {})

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feedworks.contracts.expectations import IN_ORDER
 from feedworks.contracts.tables import Column, Table
 
 IntArray = npt.NDArray[np.int64]
@@ -27,35 +26,14 @@ SENTENCE_SAMPLE, LONG_SENTENCE, FEWEST_SENTENCES = 4, 60, 8
 _SENTENCE_END = re.compile(rb"(?<=[.!?]) ")
 
 
-class Measured(NamedTuple):
-    """The measured frame of a table, with what the suite needs to know about its columns."""
-
-    frame: pd.DataFrame
-    widths: dict[str, int]
-    num_nulls: dict[str, int]
-
-
-def measure(contract: Table, batches: Iterable[pa.RecordBatch], known: Mapping[str, IntArray]) -> Measured:
-    """Reads a table once, batch by batch, and keeps its measured columns.
+def measure_batch(contract: Table, batch: pa.RecordBatch, known: Mapping[str, IntArray]) -> pd.DataFrame:
+    """The measured frame of some rows, without what needs a look at other rows.
 
     Args:
         contract: The table.
-        batches: Its rows in contract types, at least one batch.
-        known: The ids of each table that could be read, by table name.
+        batch: Rows in contract types.
+        known: The sorted ids of each table that could be read, by table name.
     """
-    parts = [_measure_batch(contract, batch, known) for batch in batches]
-    frame = pd.concat(parts, ignore_index=True)
-    for column in contract.columns:
-        if column.apart_by is not None:
-            _mark_repeats(frame, column.name, column.apart_by)
-    if contract.sorted_by:
-        frame[IN_ORDER] = _in_order(frame[list(contract.sorted_by)])
-    widths = {c.name: _usual_width(frame[f"{c.name}.width"]) for c in contract.columns if c.is_vector}
-    num_nulls = {c.name: int(frame[c.name].isna().sum()) for c in contract.columns}
-    return Measured(frame, widths, num_nulls)
-
-
-def _measure_batch(contract: Table, batch: pa.RecordBatch, known: Mapping[str, IntArray]) -> pd.DataFrame:
     columns: dict[str, Any] = {}
     for column in contract.columns:
         values = batch.column(column.name)
@@ -72,9 +50,7 @@ def _measure_batch(contract: Table, batch: pa.RecordBatch, known: Mapping[str, I
             columns |= _measure_prose(column.name, values)
         if column.refers_to is not None:
             # A table that cannot be read has failed by itself; its absence says nothing of this one.
-            ids = pa.array(known[column.refers_to]) if column.refers_to in known else values
-            known_N = pc.or_(pc.is_in(values, value_set=ids), pc.is_null(values))  # nulls fail by themselves
-            columns[f"{column.name}.known"] = known_N.to_numpy(zero_copy_only=False)
+            columns[f"{column.name}.known"] = _known(values, known.get(column.refers_to))
     return pd.DataFrame(columns)
 
 
@@ -92,6 +68,16 @@ def _plain(column: Column, values: pa.Array) -> Any:
         present_N = values.is_valid().to_numpy(zero_copy_only=False)
         return np.where(present_N & ~np.isfinite(number_N), -np.inf, number_N)
     return np.where(values.is_valid().to_numpy(zero_copy_only=False), 1.0, np.nan)
+
+
+def _known(values: pa.Array, ids: IntArray | None) -> npt.NDArray[np.bool_]:
+    if ids is None:
+        return np.ones(len(values), bool)
+    null_N = values.is_null().to_numpy(zero_copy_only=False)  # nulls fail by themselves
+    id_N = values.fill_null(0).to_numpy(zero_copy_only=False)
+    place_N = np.searchsorted(ids, id_N).clip(max=max(len(ids) - 1, 0))
+    found_N = ids[place_N] == id_N if len(ids) else np.zeros(len(values), bool)
+    return np.asarray(null_N | found_N)
 
 
 def _num_bad(values: pa.Array) -> IntArray:
@@ -142,7 +128,7 @@ def _digest(text: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def _mark_repeats(frame: pd.DataFrame, name: str, apart_by: str) -> None:
+def mark_repeats(frame: pd.DataFrame, name: str, apart_by: str) -> None:
     """Says of each text whether an earlier row has it too, in another split and in the same one."""
     present_N = frame[name].notna() & (frame[f"{name}.blank"] == False)  # noqa: E712
     digest = frame.pop(f"{name}.digest")
@@ -166,12 +152,7 @@ def _shared(sentences_N: list[npt.NDArray[np.uint64]], split_N: npt.NDArray[np.f
     return np.where(count_N >= FEWEST_SENTENCES, elsewhere_N / np.maximum(count_N, 1), np.nan)
 
 
-def _usual_width(width_N: pd.Series[float]) -> int:
-    counts = width_N[width_N > 0].value_counts()
-    return int(counts.index[0]) if len(counts) else 1
-
-
-def _in_order(frame: pd.DataFrame) -> npt.NDArray[np.bool_]:
+def in_order(frame: pd.DataFrame) -> npt.NDArray[np.bool_]:
     """Whether each row is not less than the one before it; rows with a null pass, another check has them."""
     after_N = np.zeros(len(frame), bool)
     equal_N = np.ones(len(frame), bool)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from feedworks.contracts.files import folder_layout
+from feedworks.contracts.files import folder_layout, open_stream
 from feedworks.contracts.tables import ROW_GROUP_ROWS, Table
 from feedworks.validation.result import Check
 
@@ -42,7 +42,7 @@ def open_table(contract: Table, folder: Path) -> Opened:
     if num_bytes == 0:
         return Opened(None, [_check(contract, "file", "is empty (0 bytes)", "write the file again")])
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
+        file = open_stream(path, page_checksum_verification=True)
         schema = file.schema_arrow
     except BROKEN as error:
         problem = f"is truncated or no parquet file ({num_bytes:,} bytes; {_reason(error)})"
@@ -56,6 +56,8 @@ def open_table(contract: Table, folder: Path) -> Opened:
 
 def batches(file: pq.ParquetFile, contract: Table) -> Iterator[pa.RecordBatch]:
     """The contract's columns of an open table, a bounded number of rows at a time, in contract types.
+
+    May be called again for another look, also with a contract of fewer columns.
 
     Raises:
         pa.ArrowException: A page is corrupt, or there are not as many rows as the footer says.
