@@ -136,9 +136,12 @@ def no_token(objects: list[Object]) -> Iterator[str]:
             yield f"{template.owner}: its token is mounted"
         if template.spec.get("serviceAccountName", DEFAULT_ACCOUNT) == DEFAULT_ACCOUNT:
             yield f"{template.owner}: it runs as the default account"
+    bindings = of_kind(objects, "RoleBinding")
+    entitled = {subject["name"] for each in bindings for subject in each["subjects"]}
     for account in of_kind(objects, "ServiceAccount"):
-        if account.get("automountServiceAccountToken") is not False:
-            yield f"{name_of(account)}: its token is mounted where a pod does not say no"
+        has_rights = account["metadata"]["name"] in entitled
+        if account.get("automountServiceAccountToken") is not has_rights:
+            yield f"{name_of(account)}: its token is mounted, or not, against its rights"
 
 
 @rule

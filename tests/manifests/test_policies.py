@@ -124,8 +124,8 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("no_token", "default account", _set(f"{POD}.serviceAccountName", None)),
     (
         "no_token",
-        "ServiceAccount/feedworks-pipeline",
-        lambda o: _one(o, "ServiceAccount", "feedworks-pipeline").pop("automountServiceAccountToken"),
+        "ServiceAccount/feedworks-service",
+        lambda o: _one(o, "ServiceAccount", "feedworks-service").pop("automountServiceAccountToken"),
     ),
     ("probed", "no readinessProbe", lambda o: _container(o).pop("readinessProbe")),
     ("probed", "StatefulSet/redis", lambda o: _redis(o).pop("livenessProbe")),
