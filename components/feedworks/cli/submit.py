@@ -1,36 +1,82 @@
-"""`feedworks submit`: upload a compiled pipeline to a Kubeflow Pipelines API and start a run."""
+"""`feedworks submit`: a compiled pipeline on a cluster, once or by a schedule."""
 
 from __future__ import annotations
 
-import hashlib
-import http.client
-import json
-import urllib.error
-import urllib.request
-import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from feedworks.cli import placement
+from feedworks.cli.following import follow
+from feedworks.cli.kfp_api import Api
 from feedworks.cli.options import paper_argument, settings_options
-from feedworks.cli.pipelines import compile_pipeline, compiled_path
-from feedworks.errors import ConfigError, FeedworksError
+from feedworks.cli.uploading import Place, upload_and_run, upload_and_schedule
+from feedworks.errors import ConfigError
 from feedworks.papers import Paper
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from kfp.client import Client
-
-PROBE_TIMEOUT_S = 10.0
-MAX_SAID = 500
-_EQUALS = 1  # of the API's filter.proto
+# Kubeflow puts the time in when a scheduled run starts, so that no run reuses what an earlier one read.
+EACH_RUN = "[[CurrentTime]]"
 
 
 def _check_host(ctx: click.Context, param: click.Parameter, value: str) -> str:
     if not value.startswith(("http://", "https://")):
         raise click.BadParameter("it must start with http:// or https://.")
     return value
+
+
+def cluster_options(command: Any) -> Any:
+    """The options that say what the tasks ask of the cluster; each is a parameter of the pipelines."""
+    name = placement.checked(placement.object_name)
+    labels = placement.checked(placement.labels)
+    for option in (
+        click.option(
+            "--toleration",
+            "tolerations",
+            multiple=True,
+            metavar="KEY[=VALUE][:EFFECT]",
+            callback=placement.checked(placement.tolerations),
+            help="A taint that the tasks may ignore, such as nvidia.com/gpu:NoSchedule; repeatable.",
+        ),
+        click.option(
+            "--gpu-node-selector",
+            multiple=True,
+            metavar="KEY=VALUE",
+            callback=labels,
+            help="A label of the nodes for tasks that run the model; repeatable.",
+        ),
+        click.option(
+            "--node-selector",
+            multiple=True,
+            metavar="KEY=VALUE",
+            callback=labels,
+            help="A label of the nodes for the other tasks; repeatable.",
+        ),
+        click.option(
+            "--secret",
+            "secret_name",
+            default="feedworks-tasks",
+            show_default=True,
+            callback=name,
+            help="Secret with HF_TOKEN, AWS_ACCESS_KEY_ID and the like; it may be absent.",
+        ),
+        click.option(
+            "--workspace-pvc",
+            default="feedworks-workspace",
+            show_default=True,
+            callback=name,
+            help="Volume claim that the tasks see at /workspace.",
+        ),
+        click.option(
+            "--gpu-type",
+            default="nvidia.com/gpu",
+            show_default=True,
+            callback=placement.checked(placement.gpu_type),
+            help="The GPU as a resource of a node.",
+        ),
+        click.option("--gpus", "num_gpus", type=click.IntRange(min=0), default=0, show_default=True),
+    ):
+        command = option(command)
+    return command
 
 
 @click.command()
@@ -40,94 +86,60 @@ def _check_host(ctx: click.Context, param: click.Parameter, value: str) -> str:
     "--host",
     required=True,
     callback=_check_host,
-    help="Address of the Kubeflow Pipelines API, http://HOST:PORT.",
+    help="Address of the Kubeflow Pipelines API, http://HOST:PORT; $FEEDWORKS_KFP_TOKEN may hold a token.",
 )
 @click.option("--experiment", default="feedworks", show_default=True)
-@click.option("--data-version", default="1", show_default=True, help="Change it when the data changed.")
-@click.option("--gpus", "num_gpus", type=click.IntRange(min=0), default=0, show_default=True)
-def submit(paper: Paper, host: str, experiment: str, **arguments: Any) -> None:
+@click.option(
+    "--namespace", callback=placement.checked(placement.object_name), help="Of a multi-user Kubeflow."
+)
+@click.option(
+    "--service-account",
+    callback=placement.checked(placement.object_name),
+    help="Account of the tasks; the API has a default.",
+)
+@click.option("--data-version", help="Change it when the data changed.  [default: 1; with --cron, each run]")
+@cluster_options
+@click.option(
+    "--cron",
+    callback=placement.checked(placement.cron),
+    help="Run by this schedule, '0 3 * * *' in UTC; a schedule of the same pipeline is replaced.",
+)
+@click.option("--wait", is_flag=True, help="Follow the run; fail with the error of the task that failed.")
+@click.option(
+    "--patience",
+    type=click.IntRange(min=1),
+    default=15,
+    show_default=True,
+    help="With --wait: minutes that a task may wait for a node, an image or a volume.",
+)
+def submit(paper: Paper, host: str, wait: bool, patience: int, cron: str | None, **arguments: Any) -> None:
     """Upload pipeline NAME to a cluster and run it.
 
-    The source of the data must be `synthetic` or a path that is mounted in the cluster's tasks.
+    The source of the data must be `synthetic` or a path that is mounted in the cluster's tasks: the volume of
+    --workspace-pvc lies at /workspace.
     """
+    if wait and cron:
+        raise click.UsageError("--wait follows one run, and --cron starts none now.")
+    place = Place(**{key: arguments.pop(key) for key in Place._fields})
     arguments["overrides"] = list(arguments["overrides"])
     arguments["num_gpus"] = str(arguments["num_gpus"])  # see feedworks.task_resources
+    arguments["data_version"] = arguments["data_version"] or (EACH_RUN if cron else "1")
+    _check_source(arguments["source"])
     paper.part("config").resolve(arguments["preset"], arguments["overrides"])
-    run_id = upload_and_run(paper.name, host=host, experiment=experiment, arguments=arguments)
+    api = Api(host)
+    if cron:
+        schedule_id = upload_and_schedule(api, paper.name, place, arguments, cron=cron)
+        click.echo(f"scheduled {paper.name} at {host}: {cron}, recurring run {schedule_id}")
+        return
+    run_id = upload_and_run(api, paper.name, place, arguments)
     click.echo(f"started run {run_id} of {paper.name} at {host}")
+    if wait:
+        follow(api, run_id, patience_s=patience * 60)
+        click.echo(f"run {run_id} of {paper.name} succeeded")
 
 
-def upload_and_run(name: str, *, host: str, experiment: str, arguments: dict[str, Any]) -> str:
-    """Upload the committed YAML, as a new pipeline or a new version of it, and start a run.
-
-    Args:
-        name: of the paper and its pipeline.
-        host: address of the API.
-        experiment: made where it does not exist.
-        arguments: of the pipeline function.
-
-    Returns:
-        The id of the run.
-
-    Raises:
-        ConfigError: the committed YAML is not up to date.
-        FeedworksError: the API does not answer or refuses.
-    """
-    import kfp_server_api
-    import urllib3
-    from kfp.client import Client
-
-    package = compiled_path(name)
-    if not package.is_file() or package.read_bytes() != compile_pipeline(name):
-        raise ConfigError(f"{package} is not up to date; run `make compile`")
-    _require_answer(host)
-    try:
-        with warnings.catch_warnings():
-            # The client warns on every construction that it needs a backend of 2023 or later.
-            warnings.simplefilter("ignore", FutureWarning)
-            client = Client(host=host)
-        reference = _upload(client, name, package)
-        experiment_id = client.create_experiment(experiment).experiment_id
-        return str(client.run_pipeline(experiment_id, name, params=arguments, **reference).run_id)
-    except kfp_server_api.ApiException as error:
-        raise _refused(host, error.status, str(error.body)) from error
-    except (urllib3.exceptions.HTTPError, TimeoutError) as error:
-        raise _no_answer(host, error) from error
-
-
-def _require_answer(host: str) -> None:
-    # The client itself would try five times, 5 s apart, and log a trace of each.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(f"{host.rstrip('/')}/apis/v2beta1/healthz", timeout=PROBE_TIMEOUT_S) as answer:
-            if not isinstance(json.load(answer), dict):
-                raise ValueError("its health page is not that of this API")
-    except urllib.error.HTTPError as error:
-        raise _refused(host, error.code, error.read().decode(errors="replace")) from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise _no_answer(host, error) from error
-
-
-def _refused(host: str, status: int, body: str) -> FeedworksError:
-    said = "" if body.lstrip().startswith("<") else f" {' '.join(body.split())[:MAX_SAID]}"
-    return FeedworksError(f"the API at {host} refused: {status}{said}; check --host and your rights")
-
-
-def _no_answer(host: str, error: Exception) -> FeedworksError:
-    return FeedworksError(f"no Kubeflow Pipelines API answers at {host}; check --host ({error})")
-
-
-def _upload(client: Client, name: str, package: Path) -> dict[str, str]:
-    pipeline_id = client.get_pipeline_id(name)
-    if pipeline_id is None:
-        pipeline_id = client.upload_pipeline(str(package), name).pipeline_id
-        version = client.list_pipeline_versions(pipeline_id).pipeline_versions[0]
-        return {"pipeline_id": pipeline_id, "version_id": version.pipeline_version_id}
-    # The bytes name the version, so that a second submit of the same pipeline uses the first one's.
-    version_name = f"{name}-{hashlib.sha256(package.read_bytes()).hexdigest()[:12]}"
-    equal = {"operation": _EQUALS, "key": "display_name", "stringValue": version_name}
-    found = client.list_pipeline_versions(pipeline_id, filter=json.dumps({"predicates": [equal]}))
-    version = (found.pipeline_versions or [None])[0]
-    if version is None:
-        version = client.upload_pipeline_version(str(package), version_name, pipeline_id)
-    return {"pipeline_id": pipeline_id, "version_id": version.pipeline_version_id}
+def _check_source(source: str) -> None:
+    if source != "synthetic" and not source.startswith("/") and "://" not in source:
+        raise ConfigError(
+            f"--data {source}: the tasks run elsewhere; give a path that they see, /workspace/{source}"
+        )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -15,16 +16,25 @@ API = "/apis/v2beta1"
 
 
 class KfpStub:
-    """Keeps what was sent: `packages` (version name, bytes), `experiments`, `runs`; `refuse` answers 403.
+    """Keeps what was sent: `packages` (version name, bytes), `experiments`, `runs`, `schedules`, `tokens`.
 
-    A `page` stands for a server of another kind, which answers it to everything with `status`.
+    A `page` stands for a server of another kind, which answers it to everything with `status`. `wrong` maps a
+    part of "METHOD PATH" to the status and body to answer instead, `slow_s` to the time before an answer.
+    `run` and `workflow` are lists of answers for a run that is followed, the last of which stays.
     """
 
     def __init__(self) -> None:
         self.packages: list[tuple[str, bytes]] = []
         self.experiments: list[str] = []
         self.runs: list[dict[str, Any]] = []
-        self.refuse = False
+        self.schedules: dict[str, dict[str, Any]] = {}
+        self.tokens: set[str | None] = set()
+        self.wrong: dict[str, tuple[int, str]] = {}
+        self.slow_s: dict[str, float] = {}
+        self.run: list[dict[str, Any]] = []
+        self.workflow: list[dict[str, Any]] = []
+        self.logs: dict[str, str] = {}
+        self.looks, self.late = 0, 0
         self.page: str | None = None
         self.status = 200
         self.address = ""
@@ -35,10 +45,21 @@ class KfpStub:
             names = [name for name, _ in reversed(self.packages) if not wanted or name in wanted]
             return {"pipeline_versions": [self._version(name) for name in names]}
         if path == f"{API}/pipelines":
+            self.looks += 1
+            if self.looks <= self.late:  # another submit is about to upload it
+                return {}
             return {"pipelines": [{"pipeline_id": "p1", "display_name": wanted[0]}]} if self.packages else {}
         if path == f"{API}/experiments":
             names = [name for name in self.experiments if name in wanted]
             return {"experiments": [self._experiment(name) for name in names]} if names else {}
+        if path == f"{API}/recurringruns":
+            found = [each for each in self.schedules.values() if each["display_name"] in wanted]
+            return {"recurringRuns": found} if found else {}
+        if path.startswith(f"{API}/runs/"):
+            return self.run.pop(0) if len(self.run) > 1 else self.run[0]
+        if path.startswith("/apis/v1beta1/runs/") and self.workflow:
+            workflow = self.workflow.pop(0) if len(self.workflow) > 1 else self.workflow[0]
+            return {"run": {}, "pipeline_runtime": {"workflow_manifest": json.dumps(workflow)}}
         return {"multi_user": False}
 
     def post(self, path: str, query: dict[str, list[str]], content_type: str, body: bytes) -> dict[str, Any]:
@@ -47,6 +68,10 @@ class KfpStub:
             version = self._version(query["name"][0])
             return version if path.endswith("upload_version") else {"pipeline_id": "p1"}
         sent = json.loads(body)
+        if path == f"{API}/recurringruns":
+            schedule = {"recurring_run_id": f"s{len(self.schedules) + 1}", **sent}
+            self.schedules[schedule["recurring_run_id"]] = schedule
+            return schedule
         if path == f"{API}/experiments":
             self.experiments.append(sent["display_name"])
             return self._experiment(sent["display_name"])
@@ -78,22 +103,36 @@ def kfp_stub() -> Iterator[KfpStub]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             url = urlsplit(self.path)
-            self._answer(stub.get(url.path, parse_qs(url.query)))
+            pod = url.path.removesuffix("/log").rpartition("/")[2]
+            if url.path.endswith("/log"):
+                self._answer(lambda: stub.logs.get(pod, '{"error_message": "no such pod"}'))
+            else:
+                self._answer(lambda: stub.get(url.path, parse_qs(url.query)))
 
         def do_POST(self) -> None:
             url = urlsplit(self.path)
             body = self.rfile.read(int(self.headers["Content-Length"]))
             content_type = self.headers["Content-Type"]
-            self._answer(stub.post(url.path, parse_qs(url.query), content_type, body))
+            self._answer(lambda: stub.post(url.path, parse_qs(url.query), content_type, body))
 
-        def _answer(self, content: dict[str, Any]) -> None:
-            body = json.dumps({"error": "no right to do this"} if stub.refuse else content).encode()
-            body = body if stub.page is None else stub.page.encode()
-            self.send_response(403 if stub.refuse else stub.status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+        def do_DELETE(self) -> None:
+            self._answer(lambda: stub.schedules.pop(urlsplit(self.path).path.rpartition("/")[2]))
+
+        def _answer(self, make: Callable[[], dict[str, Any] | str]) -> None:
+            stub.tokens.add(self.headers["Authorization"])
+            asked = f"{self.command} {urlsplit(self.path).path}"
+            time.sleep(next((slow_s for part, slow_s in stub.slow_s.items() if part in asked), 0))
+            wrong = next((answer for part, answer in stub.wrong.items() if part in asked), None)
+            if stub.page is not None:
+                wrong = stub.status, stub.page
+            status, body = wrong or (200, make())
+            content = (body if isinstance(body, str) else json.dumps(body)).encode()
+            with suppress(BrokenPipeError, ConnectionResetError):  # it did not wait for us
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
 
         def log_message(self, format: str, *args: Any) -> None:
             """Say nothing."""
