@@ -21,3 +21,9 @@ class ModelError(FeedworksError):
 
 class StoreError(FeedworksError):
     """A feature store is down, refuses, or does not answer in time."""
+
+
+class SpaceError(FeedworksError, OSError):
+    """A volume is full, or a quota on it is used up; `place` is a path on it."""
+
+    place: str = ""

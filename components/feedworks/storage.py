@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from feedworks.errors import DataError, FeedworksError
+from feedworks.errors import DataError, FeedworksError, SpaceError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -34,8 +35,8 @@ def atomic_folder(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
             files behind the new name. A kill of the process never can.
 
     Raises:
-        OSError: the folder cannot be written (full disk, no permission), or `path` is no folder; it is
-            untouched.
+        SpaceError: the volume is full; `path` is untouched. Whatever writer inside the block noticed it.
+        OSError: the folder cannot be written, or `path` is no folder; it is untouched.
     """
     target = _real(Path(path))
     if target.exists() and not target.is_dir():
@@ -83,6 +84,7 @@ def atomic_file(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
         durable: flush it to the device first, see `atomic_folder`.
 
     Raises:
+        SpaceError: the volume is full; `path` is untouched.
         OSError: the file cannot be written, or `path` is a folder or a device; it is untouched.
     """
     target = _real(Path(path))
@@ -141,17 +143,47 @@ def _real(path: Path) -> Path:
 @contextmanager
 def _workplace(target: Path) -> Iterator[Path]:
     # A living writer holds a lock on its workplace; the lock dies with the process, whatever killed it.
-    target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name}.tmp-"
-    for left in target.parent.glob(f"{prefix}*"):
-        with suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            shutil.rmtree(left, ignore_errors=True)
-    workplace = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    with _told_when_full(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{target.name}.tmp-"
+        for left in target.parent.glob(f"{prefix}*"):
+            with suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                shutil.rmtree(left, ignore_errors=True)
+        workplace = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        try:
+            with _locked(workplace, fcntl.LOCK_EX):
+                yield workplace
+        finally:
+            shutil.rmtree(workplace, ignore_errors=True)
+
+
+@contextmanager
+def _told_when_full(target: Path) -> Iterator[None]:
+    # Writers of other languages name neither the file nor the volume, and each has its own kind of error.
     try:
-        with _locked(workplace, fcntl.LOCK_EX):
-            yield workplace
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and not re.search(r"[Nn]o space left on|Disk quota exceeded", str(error)):
+            raise
+        # A folder's error is told by the folder, not by a file that was to stand in it.
+        named = getattr(error, "place", "") or getattr(error, "filename", "")
+        elsewhere = isinstance(named, str) and named and not Path(named).is_relative_to(target.parent)
+        place = Path(named) if elsewhere else target
+        told = SpaceError(
+            f"no space left on the volume of {place}{_usage(place)}; make room there and start again: "
+            f"nothing was written to {target}, and what it held before is as it was"
+        )
+        told.place = str(place)
+        raise told from error
+
+
+def _usage(place: Path) -> str:
+    with suppress(OSError):
+        folder = next(parent for parent in (place, *place.parents) if parent.is_dir())
+        usage = shutil.disk_usage(folder)
+        return f" ({usage.free / 2**20:.1f} MiB free of {usage.total / 2**20:.1f})"
+    return ""
 
 
 @contextmanager
