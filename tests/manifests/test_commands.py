@@ -5,6 +5,7 @@ Their folders lie below a temporary one, their addresses on loopback; else all i
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -21,6 +22,8 @@ from typing import Any
 
 import pytest
 
+from feedworks.features.reading import MISSING, open_source
+from feedworks.features.schema import ServiceSchema
 from feedworks.serving.server import free_port
 
 from .rendered import ROOT, Object, Template, name_of, of_kind, overlay, templates
@@ -75,7 +78,7 @@ class Node:
             value = variable.get("value", PASSWORD)
             environment[variable["name"]] = self.here(_expanded(value, environment))
         # Feast shows its metrics on all addresses, at a port that this machine may not have free.
-        words = [word for word in (*found["command"], *found.get("args", [])) if word != "--metrics"]
+        words = [*found.get("command", []), *(word for word in found.get("args", []) if word != "--metrics")]
         return [self.here(_expanded(word, environment)) for word in words], environment
 
     def run(self, owner: str, container: str) -> str:
@@ -157,12 +160,24 @@ def test_the_feature_store_from_events_to_an_answer(tmp_path: Path) -> None:
         rows = dict(re.findall(r"^(\w+): (\d+) rows", said, flags=re.MULTILINE))
         assert int(rows["user_profile"]) > 0
 
+        _, environment = node.command("Deployment/feedworks-ocarm", "service")
+        assert asyncio.run(_fresh_or_stale(environment["FEEDWORKS_FEATURE_STORE"])) > 0
+
         assert node.run("Deployment/features", "registry") == ""
         with node.running("Deployment/features", "server") as server:
             _wait(server, node.ports["6566"], "/health")
             query = {"features": _features(), "entities": {"user_id": [0, 1]}}
             answer = json.loads(_answer(node.ports["6566"], "/get-online-features", query))
             assert any(value is not None for each in answer["results"][1:] for value in each["values"])
+
+
+async def _fresh_or_stale(address: str) -> int:
+    """How many of some users have a row of user_profile at an address of the online store."""
+    schema = ServiceSchema.of("ocarm_student_v1")
+    source = open_source(address, schema, timeout_s=5.0)
+    rows = await source.read(list(range(100)), time.time_ns() // 1000)
+    await source.close()
+    return int((rows.status["user_profile"] != MISSING).sum())
 
 
 def _features() -> list[str]:
