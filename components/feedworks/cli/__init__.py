@@ -20,6 +20,7 @@ from feedworks.cli.features_stream import freshness, push
 from feedworks.cli.pipelines import compile_command
 from feedworks.cli.processes import end_children_on_sigterm
 from feedworks.cli.runs import list_papers, report, run
+from feedworks.cli.schedule import schedule
 from feedworks.cli.serving import demo, serve
 from feedworks.cli.submit import submit
 from feedworks.errors import FeedworksError
@@ -35,7 +36,7 @@ def cli(debug: bool) -> None:
     del debug  # main() has read it
 
 
-for command in (list_papers, data, features, run, compile_command, submit, serve, report, demo):
+for command in (list_papers, data, features, run, compile_command, submit, schedule, serve, report, demo):
     cli.add_command(command)
 
 

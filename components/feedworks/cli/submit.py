@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -18,7 +19,8 @@ from feedworks.papers import Paper
 EACH_RUN = "[[CurrentTime]]"
 
 
-def _check_host(ctx: click.Context, param: click.Parameter, value: str) -> str:
+def check_host(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Return the address of an API; a usage error says what is none."""
     if not value.startswith(("http://", "https://")):
         raise click.BadParameter("it must start with http:// or https://.")
     return value
@@ -85,7 +87,7 @@ def cluster_options(command: Any) -> Any:
 @click.option(
     "--host",
     required=True,
-    callback=_check_host,
+    callback=check_host,
     help="Address of the Kubeflow Pipelines API, http://HOST:PORT; $FEEDWORKS_KFP_TOKEN may hold a token.",
 )
 @click.option("--experiment", default="feedworks", show_default=True)
@@ -124,8 +126,7 @@ def submit(paper: Paper, host: str, wait: bool, patience: int, cron: str | None,
     arguments["overrides"] = list(arguments["overrides"])
     arguments["num_gpus"] = str(arguments["num_gpus"])  # see feedworks.task_resources
     arguments["data_version"] = arguments["data_version"] or (EACH_RUN if cron else "1")
-    _check_source(arguments["source"])
-    paper.part("config").resolve(arguments["preset"], arguments["overrides"])
+    check_settings(paper, arguments)
     api = Api(host)
     if cron:
         schedule_id = upload_and_schedule(api, paper.name, place, arguments, cron=cron)
@@ -138,8 +139,19 @@ def submit(paper: Paper, host: str, wait: bool, patience: int, cron: str | None,
         click.echo(f"run {run_id} of {paper.name} succeeded")
 
 
-def _check_source(source: str) -> None:
+def check_settings(paper: Paper, arguments: Mapping[str, Any]) -> None:
+    """Refuse what no task could run.
+
+    Args:
+        paper: whose pipeline it is.
+        arguments: of the command, by name.
+
+    Raises:
+        ConfigError: the settings are none of the paper's, or the data lies where no task is.
+    """
+    source: str = arguments["source"]
     if source != "synthetic" and not source.startswith("/") and "://" not in source:
         raise ConfigError(
             f"--data {source}: the tasks run elsewhere; give a path that they see, /workspace/{source}"
         )
+    paper.part("config").resolve(arguments["preset"], list(arguments["overrides"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -35,6 +36,7 @@ class KfpStub:
         self.workflow: list[dict[str, Any]] = []
         self.logs: dict[str, str] = {}
         self.looks, self.late = 0, 0
+        self._ids = itertools.count(1)
         self.page: str | None = None
         self.status = 200
         self.address = ""
@@ -69,7 +71,7 @@ class KfpStub:
             return version if path.endswith("upload_version") else {"pipeline_id": "p1"}
         sent = json.loads(body)
         if path == f"{API}/recurringruns":
-            schedule = {"recurring_run_id": f"s{len(self.schedules) + 1}", **sent}
+            schedule = {"recurring_run_id": f"s{next(self._ids)}", **sent}
             self.schedules[schedule["recurring_run_id"]] = schedule
             return schedule
         if path == f"{API}/experiments":

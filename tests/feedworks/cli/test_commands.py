@@ -20,7 +20,7 @@ from .conftest import Command
 def test_help_names_every_command(feedworks: Command) -> None:
     result = feedworks("--help")
     assert result.returncode == 0
-    commands = ["compile", "data", "demo", "features", "list", "report", "run", "serve", "submit"]
+    commands = ["compile", "data", "demo", "features", "list", "report", "run", "schedule", "serve", "submit"]
     assert [line.split()[0] for line in result.stdout.partition("Commands:\n")[2].splitlines()] == commands
 
 
