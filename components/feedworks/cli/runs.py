@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import click
 
 from feedworks.cli.options import out_option, paper_argument, settings_options
 from feedworks.cli.summary import summary
+from feedworks.errors import ConfigError
 from feedworks.papers import PAPERS, Paper
 
 
@@ -48,10 +51,12 @@ def run_paper(
     """Run a paper from a source of data to OUT/metrics.json, OUT/report.html and OUT/model/.
 
     Raises:
-        FeedworksError: a setting or the data is at fault; an earlier result in OUT stays.
+        FeedworksError: a setting or the data is at fault, or torchrun started this; an earlier result in OUT
+            stays.
     """
     from feedworks.storage import only_writer
 
+    _refuse_torchrun()
     config = paper.part("config").resolve(preset, overrides)
     # Two runs at once would remove each other's work.
     with only_writer(out / "work"):
@@ -68,3 +73,16 @@ def run_paper(
             data = open_data(source, out / "work" / "data", kind=paper.data)
             require_valid(data, out / "work" / "validation.html", kind=paper.data)
         paper.part("chain").run(data, out, config)
+
+
+def _refuse_torchrun() -> None:
+    """Stop where torchrun started the command: its processes would all do the steps that do not train."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    if os.environ.get("RANK", "0") != "0":
+        sys.exit(0)  # the first process tells it
+    raise ConfigError(
+        "feedworks run does not go under torchrun: only steps that train share their work. Start it by itself, "
+        "or one step by torchrun -m feedworks.launch --preset PRESET NAME STEP INPUT... OUT; pipelines do it "
+        "with num_gpus and num_nodes"
+    )

@@ -172,8 +172,9 @@ def train_baseline(corpus: Path, needles: Path, out_dir: Path, cfg: KsaConfig) -
         ModelError: training broke down.
     """
     if not cfg.baselines:
-        with atomic_folder(out_dir) as folder:
-            write_json(folder / TRAINING, {})
+        if is_first_process():
+            with atomic_folder(out_dir) as folder:
+                write_json(folder / TRAINING, {})
         return Trained(0, None)
     return _from_scratch(cfg.baselines[0], corpus, needles, out_dir, cfg, to_the_end=True)
 

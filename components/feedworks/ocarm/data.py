@@ -36,6 +36,7 @@ from feedworks.ocarm.columns import (
     times,
 )
 from feedworks.ocarm.config import Architecture, SamplesConfig
+from feedworks.training.whole import draw_rows
 
 SECOND_US = 1_000_000
 HOUR_US = 3600 * SECOND_US
@@ -248,8 +249,9 @@ def without_views(observable: Observable, share: float, samples: SamplesConfig) 
     """The same with one view missing in about `share` of the rows, drawn from torch's global stream."""
     views = tuple(view_numbers(samples))
     number_B = observable.ad_item_B
-    drop_B = torch.rand(number_B.shape, device=number_B.device) < share
-    view_B = torch.randint(len(views), number_B.shape, device=number_B.device)
+    shape, device = tuple(number_B.shape), number_B.device
+    drop_B = draw_rows(lambda shape: torch.rand(shape, device=device), shape) < share
+    view_B = draw_rows(lambda shape: torch.randint(len(views), shape, device=device), shape)
     for place, view in enumerate(views):
         observable = _without(observable, view, drop_B & (view_B == place), samples)
     return observable

@@ -35,11 +35,11 @@ def alignment_loss(
         own_BHD: e_u.
         teacher_BHD: e_c.
         similarity: `cosine`: 1 - cos, in [0, 2]; `mse`: mean squared difference; `infonce`: cross-entropy of
-            finding one's own teacher vector among those of the batch.
+            finding one's own teacher vector among those of the batch, of several processes the own part.
         temperature: of `infonce`.
     """
     teacher_BHD = teacher_BHD.detach()
-    known_B = ~teacher_BHD.isnan().any(dim=-1).any(dim=-1)
+    known_B = _taught(teacher_BHD)
     teacher_BHD = teacher_BHD.masked_fill(~known_B[:, None, None], 0)
     match similarity:
         case "cosine":
@@ -49,6 +49,20 @@ def alignment_loss(
         case "infonce":
             loss_BH = _infonce(own_BHD, teacher_BHD, known_B, temperature)
     return (loss_BH.sum(dim=-1) * known_B).sum() / known_B.sum().clamp(min=1)
+
+
+def num_labels(label_BH: Tensor) -> Tensor:
+    """How many labels `retention_loss` is the mean over."""
+    return (~label_BH.isnan()).sum()
+
+
+def num_taught(teacher_BHD: Tensor) -> Tensor:
+    """How many rows `alignment_loss` is the mean over."""
+    return _taught(teacher_BHD).sum()
+
+
+def _taught(teacher_BHD: Tensor) -> Tensor:
+    return ~teacher_BHD.isnan().any(dim=-1).any(dim=-1)
 
 
 def _infonce(own_BHD: Tensor, teacher_BHD: Tensor, known_B: Tensor, temperature: float) -> Tensor:

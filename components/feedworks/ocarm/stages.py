@@ -23,12 +23,13 @@ from feedworks.errors import DataError, ModelError
 from feedworks.metrics.classification import auc
 from feedworks.ocarm.config import OcarmConfig
 from feedworks.ocarm.data import Content, Observable, without_views
-from feedworks.ocarm.losses import alignment_loss, retention_loss
+from feedworks.ocarm.losses import alignment_loss, num_labels, num_taught, retention_loss
 from feedworks.ocarm.model import Student, Teacher, filled
 from feedworks.ocarm.rows import Inputs, Rows, Vectors, shuffled
 from feedworks.training.loop import FitResult, fit
 from feedworks.training.seed import seed_everything
 from feedworks.training.settings import TrainConfig, seeded
+from feedworks.training.whole import of_whole
 
 FloatArray = npt.NDArray[np.float64]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -81,7 +82,8 @@ def train_teacher(
     def loss(module: Any, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         observable = without_views(Observable(*batch[:NUM_OBSERVABLE]), cfg.model.view_dropout, cfg.samples)
         met = Content(*batch[NUM_OBSERVABLE : NUM_OBSERVABLE + NUM_CONTENT])
-        return {"loss": retention_loss(module(observable, met), batch[-1])}
+        retention = retention_loss(module(observable, met), batch[-1])
+        return {"loss": of_whole(retention, lambda batch: num_labels(batch[-1]), batch)}
 
     def evaluate(module: Any, epoch: int) -> dict[str, float]:
         return aucs(predict(module, valid, content["valid"]).logit_BH, valid, cfg)
@@ -191,13 +193,17 @@ def _student_terms(
     observable = without_views(Observable(*batch[:NUM_OBSERVABLE]), cfg.model.view_dropout, cfg.samples)
     label_BH, *table = batch[NUM_OBSERVABLE:]
     logit_BH, vector_BHD = module.both(observable)
-    retention = retention_loss(logit_BH, label_BH)
+    retention = of_whole(
+        retention_loss(logit_BH, label_BH), lambda batch: num_labels(batch[NUM_OBSERVABLE]), batch
+    )
     terms = {"loss": retention, "retention": retention}
     if weight:
         align = alignment_loss(vector_BHD, table[0], cfg.distil.similarity, cfg.distil.temperature)
+        align = of_whole(align, lambda batch: num_taught(batch[NUM_OBSERVABLE + 1]), batch)
         terms |= {"loss": terms["loss"] + weight * align, "align": align}
     if logit_weight:
         hint = retention_loss(logit_BH, table[1].sigmoid())
+        hint = of_whole(hint, lambda batch: num_labels(batch[NUM_OBSERVABLE + 2]), batch)
         terms |= {"loss": terms["loss"] + logit_weight * hint, "hint": hint}
     return terms
 

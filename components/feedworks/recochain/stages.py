@@ -9,7 +9,7 @@ Shape legend: B rows, K candidates, N examples.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,7 @@ from feedworks.recochain.scoring import Window, score_targets, score_users
 from feedworks.training.loop import FitResult, fit
 from feedworks.training.seed import numpy_generator
 from feedworks.training.settings import seeded
+from feedworks.training.whole import of_whole, only_rows
 
 
 def train_stage_one(
@@ -149,7 +150,13 @@ def _joint_terms(
 ) -> dict[str, Tensor]:
     states_BSD, prefix = module.prefill(batch.item_BT, batch.length_B, catalogue)
     terms = _generation_terms(module, states_BSD, batch.item_BT, catalogue, config)
-    rank = _rank_term(module, batch, prefix, catalogue, config)
+    terms = {
+        name: of_whole(term, lambda batch: (batch.item_BT != PAD).sum(), batch)
+        for name, term in terms.items()
+    }
+    with only_rows(partial(_ranked_rows, config=config), batch):
+        rank = _rank_term(module, batch, prefix, catalogue, config)
+    rank = of_whole(rank, partial(_num_ranked, config=config), batch)
     return terms | {"loss": terms["loss"] + config.rank.weight * rank, "rank": rank}
 
 
@@ -157,8 +164,7 @@ def _rank_term(
     module: RecoChain, batch: RankBatch, prefix: Prefix, catalogue: Catalogue, config: RecoChainConfig
 ) -> Tensor:
     """The ranking loss over the rows whose target the beam holds, or over all with forced positives."""
-    kept_B = torch.ones_like(batch.found_B) if config.rank.force_positive else batch.found_B
-    row_H = kept_B.nonzero().squeeze(1)
+    row_H = _ranked_rows(batch, config).nonzero().squeeze(1)
     if not len(row_H):
         return prefix.layers[0].key.sum() * 0
     candidate_HK = batch.candidate_BK[row_H]
@@ -166,6 +172,16 @@ def _rank_term(
     prior_HKP = batch.prior_BKP[row_H]
     logits_HK = module.rank(select_rows(prefix, row_H), candidate_HK, prior_HKP, found, catalogue)
     return rank_loss(logits_HK, candidate_HK != PAD, config.rank.loss)
+
+
+def _ranked_rows(batch: RankBatch, config: RecoChainConfig) -> Tensor:
+    return torch.ones_like(batch.found_B) if config.rank.force_positive else batch.found_B
+
+
+def _num_ranked(batch: RankBatch, config: RecoChainConfig) -> Tensor:
+    """How many rows, or candidates of them, the ranking loss is the mean over."""
+    kept_B = _ranked_rows(batch, config)
+    return kept_B.sum() if config.rank.loss == "listwise" else (batch.candidate_BK[kept_B] != PAD).sum()
 
 
 def calibrate(

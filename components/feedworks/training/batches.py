@@ -18,10 +18,11 @@ BatchT = TypeVar("BatchT", bound=tuple[Any, ...])
 
 
 class Part(NamedTuple):
-    """Some rows of a batch; `weight` is their number, 0 for a stand-in where a process has no row."""
+    """Some rows of a batch, from row `begin`; `weight` is their number, 0 for a stand-in of one row."""
 
     batch: Any
     weight: int
+    begin: int
 
 
 def num_rows(batch: tuple[Any, ...]) -> int:
@@ -39,16 +40,19 @@ def num_rows(batch: tuple[Any, ...]) -> int:
 def split(batch: tuple[Any, ...], *, rank: int, world: int, num_parts: int) -> list[Part]:
     """Return the rows of one process, in at most `num_parts` parts of almost equal size.
 
-    Over all processes each row comes once. A process without a row gets the first row with weight 0, so
-    that it can still take part in the exchange of gradients.
+    Over all processes each row comes once, and all have as many parts: with FSDP they exchange weights in
+    every forward pass. Where there is no row left for a part it is the first row with weight 0.
     """
     rows = num_rows(batch)
     begin, end = rows * rank // world, rows * (rank + 1) // world
-    if begin == end:
-        return [Part(_slice(batch, rows, 0, 1), 0)]
-    num_parts = min(num_parts, end - begin)
+    num_parts = min(num_parts, -(-rows // world))
     cuts = [begin + (end - begin) * part // num_parts for part in range(num_parts + 1)]
-    return [Part(_slice(batch, rows, low, high), high - low) for low, high in itertools.pairwise(cuts)]
+    return [
+        Part(_slice(batch, rows, low, high), high - low, low)
+        if low < high
+        else Part(_slice(batch, rows, 0, 1), 0, 0)
+        for low, high in itertools.pairwise(cuts)
+    ]
 
 
 def to_device(batch: BatchT, device: torch.device) -> BatchT:

@@ -1,8 +1,9 @@
 """One training loop: any loss over NamedTuple batches, on one device or under torchrun, with exact resume.
 
-Nothing random is carried from step to step: dropout of step n is drawn from a stream named by (seed, n,
-process), so weights, optimiser moments and the position are the whole state. On the CPU a run that is killed
-and started again ends with the same bits as one that was not.
+Nothing random is carried from step to step: dropout of step n is drawn from a stream named by (seed, n), on a
+GPU (seed, n, process), so weights, optimiser moments and the position are the whole state. On the CPU a run
+that is killed and started again ends with the same bits as one that was not, and one of several processes
+follows the losses of one process to rounding; see `feedworks.training.whole`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from feedworks.errors import ConfigError
 from feedworks.training.batches import num_rows
 from feedworks.training.checkpoint import load_state
-from feedworks.training.processes import expected_warnings, flushed_denormals, launch
+from feedworks.training.processes import expected_warnings, flushed_denormals, is_grouped, launch
 from feedworks.training.run import Batches, Evaluate, Run
 from feedworks.training.settings import TrainConfig
 from feedworks.training.sharding import round_weights
@@ -92,13 +93,19 @@ def fit(
         round_weights(module)
     store = StateStore(Path(state_dir))
     facts = _facts(module, batches, num_batches, config, monitor if evaluate else "")
-    if (done := _finished(store, facts, module)) is not None:
-        return done
+    if not is_grouped() and (done := _finished(store, facts, module)) is not None:
+        return done  # without the 3 s that launching takes
     fabric = launch(config)
     with expected_warnings(), flushed_denormals(), store.locked() if fabric.is_global_zero else nullcontext():
         fabric.barrier()
-        if (done := _finished(store, facts, module)) is not None:
-            return done  # by the run that held the lock until now
+        done = _finished(store, facts, module)
+        if fabric.broadcast(done is not None) != (done is not None):
+            raise ConfigError(
+                f"processes see different states in {store.folder}; use a folder that all share"
+            )
+        if done is not None:
+            fabric.barrier()  # the first process may remove the state once all have read it
+            return done
         if fabric.is_global_zero:
             store.record(facts)
         per_epoch = num_batches or _length(batches, config)

@@ -20,6 +20,11 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_grouped() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def launch(config: TrainConfig) -> Any:
     """Return a launched `lightning.fabric.Fabric`; DDP or FSDP where torchrun started several processes.
 

@@ -18,6 +18,7 @@ from feedworks.training.optimizer import build_optimizer, learning_rate
 from feedworks.training.seed import seed_step
 from feedworks.training.settings import TrainConfig
 from feedworks.training.sharding import cut_like, local, whole
+from feedworks.training.whole import part_of
 
 Loss = Callable[[Any, Any], dict[str, Tensor]]
 
@@ -55,22 +56,29 @@ class Stepper:
         self._optimizer = build_optimizer(module, config)
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._one = torch.ones((), device=fabric.device)
+        self._cut_noise = fabric.device.type == "cpu"
         self._sums = torch.zeros(0, dtype=torch.float64, device=fabric.device)
 
     def step(self, batch: Any, number: int) -> None:
         """Do the step with this number, counted from 0 over the whole run."""
         config = self._config
-        seed_step(self._fabric.device, config.seed, "step", number, self._fabric.global_rank)
+        self._seed(number)
         rate = learning_rate(config, number, self._num_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         whole = config.accumulate == 1 and not self._grouped
-        added = self._backward_whole(batch) if whole else self._backward_parts(batch)
+        added = self._backward_whole(batch) if whole else self._backward_parts(batch, number)
         self._sums = self._sums + added if self._sums.numel() else added
         if config.grad_clip:
             nn.utils.clip_grad_norm_(self._parameters, config.grad_clip)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def _seed(self, number: int) -> None:
+        # On a CPU all processes and parts draw the noise of the whole batch and keep their rows of it. That
+        # would cost a GPU as many times more as there are processes: there each has a stream of its own.
+        own = 0 if self._cut_noise else self._fabric.global_rank
+        seed_step(self._fabric.device, self._config.seed, "step", number, own)
 
     def means(self) -> dict[str, float]:
         """Return the mean of each term over all rows, parts and processes since the last `reset`."""
@@ -157,14 +165,17 @@ class Stepper:
         terms["loss"].backward()
         return self._weighed(terms, num_rows(batch) if weight is None else weight)
 
-    def _backward_parts(self, batch: Any) -> Tensor:
+    def _backward_parts(self, batch: Any, number: int) -> Tensor:
         # Each part adds weight * mean to the gradients; the sum over parts and processes is divided once, by
         # the weight of the whole batch. DDP and FSDP take the mean over processes, hence the factor world.
         fabric, num_parts = self._fabric, self._config.accumulate
         parts = split(batch, rank=fabric.global_rank, world=fabric.world_size, num_parts=num_parts)
         sums: list[Tensor] = []
         for index, part in enumerate(parts):
-            with self._exchange_after(index + 1 == len(parts)):
+            if self._cut_noise:
+                self._seed(number)
+            like_whole = part_of(batch, part, self.module, cut_noise=self._cut_noise)
+            with self._exchange_after(index + 1 == len(parts)), like_whole:
                 with fabric.autocast():
                     terms = self._model(to_device(part.batch, fabric.device))
                 weight = terms.pop("weight", part.weight) if part.weight else 0

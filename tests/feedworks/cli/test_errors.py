@@ -138,3 +138,14 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     )
     assert result.returncode == 1
     assert result.stderr == "feedworks: kfp is not installed; pip install 'feedworks[pipelines]'\n"
+
+
+@pytest.mark.parametrize(("rank", "code", "said"), [("0", 1, 1), ("1", 0, 0)])
+def test_torchrun_is_not_how_to_start_a_run(
+    feedworks: Command, tmp_path: Path, rank: str, code: int, said: int
+) -> None:
+    torchrun = {"TORCHELASTIC_RUN_ID": "none", "RANK": rank, "WORLD_SIZE": "2"}
+    result = feedworks("run", "recochain", "--out", "o", **torchrun)
+    assert (result.returncode, len(result.stderr.splitlines())) == (code, said)
+    assert ("does not go under torchrun" in result.stderr) == bool(said)
+    assert not (tmp_path / "o").exists()
