@@ -82,7 +82,7 @@ def _refuse_torchrun() -> None:
     if os.environ.get("RANK", "0") != "0":
         sys.exit(0)  # the first process tells it
     raise ConfigError(
-        "feedworks run does not go under torchrun: only steps that train share their work. Start it by itself, "
+        "feedworks run does not go under torchrun: only training steps share their work. Start it alone, "
         "or one step by torchrun -m feedworks.launch --preset PRESET NAME STEP INPUT... OUT; pipelines do it "
         "with num_gpus and num_nodes"
     )

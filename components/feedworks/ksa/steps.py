@@ -194,8 +194,7 @@ def distil(corpus: Path, needles: Path, base: Path, out_dir: Path, cfg: KsaConfi
     changed = sizes(OURS, cfg.model, check_qwen3(base)) | {"max_position_embeddings": cfg.model.max_length}
     model = from_qwen3(base, init=cfg.base.init, dtype=_weights(cfg.distil.training), **changed)
     stage, rows = _seeded(cfg.distil, cfg), _Rows(corpus, needles, cfg)
-    state = _state(out_dir)
-    found = stages.distil(model, rows.source(stage, model), stage, state, rows.evaluate(stage))
+    found = stages.distil(model, rows.source(stage, model), stage, _state(out_dir), rows.evaluate(stage))
     return _finish(out_dir, model, {"distil": found.result}, before=base)
 
 
@@ -211,8 +210,7 @@ def anneal(corpus: Path, needles: Path, distilled: Path, out_dir: Path, cfg: Ksa
         return _passed_on(distilled, out_dir)
     model = load(distilled, dtype=_weights(cfg.anneal.training))
     stage, rows = _seeded(cfg.anneal, cfg), _Rows(corpus, needles, cfg)
-    state = _state(out_dir)
-    found = stages.anneal(model, rows.source(stage, model), stage, state, rows.evaluate(stage))
+    found = stages.anneal(model, rows.source(stage, model), stage, _state(out_dir), rows.evaluate(stage))
     return _finish(out_dir, model, {"anneal": found.result}, before=distilled)
 
 

@@ -21,7 +21,13 @@ from torch import Tensor, nn
 from feedworks.errors import ConfigError
 from feedworks.training.batches import num_rows
 from feedworks.training.checkpoint import load_state
-from feedworks.training.processes import expected_warnings, flushed_denormals, is_grouped, launch
+from feedworks.training.processes import (
+    expected_warnings,
+    flushed_denormals,
+    is_grouped,
+    launch,
+    require_same,
+)
 from feedworks.training.run import Batches, Evaluate, Run
 from feedworks.training.settings import TrainConfig
 from feedworks.training.sharding import round_weights
@@ -99,12 +105,8 @@ def fit(
     with expected_warnings(), flushed_denormals(), store.locked() if fabric.is_global_zero else nullcontext():
         fabric.barrier()
         done = _finished(store, facts, module)
-        if fabric.broadcast(done is not None) != (done is not None):
-            raise ConfigError(
-                f"processes see different states in {store.folder}; use a folder that all share"
-            )
+        require_same(fabric, done is not None, store.folder)
         if done is not None:
-            fabric.barrier()  # the first process may remove the state once all have read it
             return done
         if fabric.is_global_zero:
             store.record(facts)

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,6 +58,17 @@ def launch(config: TrainConfig) -> Any:
     )
     fabric.launch()
     return fabric
+
+
+def require_same(fabric: Any, seen: object, folder: Path) -> None:
+    """Go on when all processes have read the same of a folder; the first one may then change it.
+
+    Raises:
+        ConfigError: this process sees something else than the first one.
+    """
+    if fabric.broadcast(seen) != seen:
+        raise ConfigError(f"processes see different states in {folder}; use a folder that all share")
+    fabric.barrier()
 
 
 def _strategy(config: TrainConfig, world: int) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 from feedworks.errors import ConfigError, DataError, ModelError
 from feedworks.progress import Progress
 from feedworks.training.optimizer import learning_rate
+from feedworks.training.processes import require_same
 from feedworks.training.seed import seed_step
 from feedworks.training.settings import TrainConfig
 from feedworks.training.state import Position, StateStore
@@ -46,12 +47,7 @@ class Run:
             ModelError: all states are damaged.
         """
         found = self._store.latest()
-        step = found[0].step if found else 0
-        if self._fabric.broadcast(step) != step:
-            raise ConfigError(
-                f"processes see different states in {self._store.folder}; use a folder that all share"
-            )
-        self._fabric.barrier()
+        require_same(self._fabric, found[0].step if found else 0, self._store.folder)
         if found is not None:
             self.position, tensors = found
             best = {name: x for name, x in tensors.items() if name.startswith("best/")}
