@@ -61,8 +61,10 @@ def write_json(path: str | Path, value: Any, *, durable: bool = True) -> None:
         ValueError: a number is NaN or infinite, which JSON cannot hold.
         OSError: the file cannot be written; an earlier one is untouched.
     """
-    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    write_bytes(path, text.encode(), durable=durable)
+    with atomic_file(path, durable=durable) as temporary, temporary.open("w", encoding="utf-8") as file:
+        # Piece by piece: as one text a list of a million users would take 200 bytes for each.
+        json.dump(value, file, indent=2, sort_keys=True, allow_nan=False)
+        file.write("\n")
 
 
 def write_bytes(path: str | Path, content: bytes, *, durable: bool = True) -> None:

@@ -48,6 +48,7 @@ HEAVY = {
     "matplotlib": None,
     "duckdb": None,
     "docker": None,
+    "ray": None,
     "onnx": None,
     "onnxruntime": None,
 }

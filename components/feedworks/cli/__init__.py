@@ -111,4 +111,5 @@ _EXTRA_OF = {
     "redis": "features",
     "psycopg": "features",
     "pyspark": "features",
+    "ray": "ray",
 }

@@ -1,4 +1,4 @@
-"""RecoChain (arXiv 2604.25787): the benches, `python -m feedworks.recochain.bench decode | quantise | serve`.
+"""RecoChain (arXiv 2604.25787): the benches, `feedworks.recochain.bench decode | quantise | prepare | serve`.
 
 Every command prints one JSON object per line, providers interleaved in one process, and compares the
 providers' results before it times them. Inputs are drawn once and given to all: no model's time is included.
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from feedworks.metrics.latency import device_label, interleave, json_rows, print_rows
+from feedworks.recochain.prepare_bench import prepare
 from feedworks.recochain.serve_bench import serve
 from feedworks.recochain.trie import Trie
 from feedworks_kernels import residual_quantize
@@ -42,6 +43,7 @@ def main() -> None:
     """Measure RecoChain's hot paths against their peers; one JSON object per line."""
 
 
+main.add_command(prepare)
 main.add_command(serve)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from feedworks.configuration import at_least, between, from_preset, positive
+from feedworks.engines import PrepareConfig
 from feedworks.errors import ConfigError
 from feedworks.training.settings import TrainConfig
 
@@ -265,6 +266,7 @@ class RecoChainConfig:
         user_fraction: share of the users that is kept, for quick runs.
         exclude_seen: never rank items of the user's own history, under any method; right where nobody takes
             an item twice (reviews), wrong where people come back (clicks).
+        prepare: where the pass over the events runs.
     """
 
     seed: int = 0
@@ -274,6 +276,7 @@ class RecoChainConfig:
     dedup_consecutive: bool = True
     user_fraction: float = 1.0
     exclude_seen: bool = False
+    prepare: PrepareConfig
     vectors: VectorConfig
     tokenizer: TokenizerConfig
     model: ModelConfig
@@ -304,6 +307,7 @@ def tiny() -> RecoChainConfig:
     """Seconds on a laptop: the demo on synthetic events, and the tests."""
     return RecoChainConfig(
         max_history=12,
+        prepare=PrepareConfig(),
         vectors=VectorConfig(sources=("given",), weights=(1.0,)),
         tokenizer=TokenizerConfig(levels=3, codes=16, iterations=10),
         model=ModelConfig(width=64, num_layers=2, num_heads=2, hidden=128, dropout=0.1),
@@ -327,6 +331,7 @@ def small() -> RecoChainConfig:
         max_history=20,
         dedup_consecutive=False,
         exclude_seen=True,
+        prepare=PrepareConfig(),
         vectors=VectorConfig(sources=("text", "collaborative"), weights=(1.0, 1.0)),
         tokenizer=TokenizerConfig(),
         model=ModelConfig(),
@@ -349,6 +354,7 @@ def paper() -> RecoChainConfig:
     large = replace(DECAYING, precision="bf16-mixed")
     return RecoChainConfig(
         max_history=32,
+        prepare=PrepareConfig(),
         vectors=VectorConfig(sources=("given",), weights=(1.0,)),
         tokenizer=TokenizerConfig(codes=8192),
         model=ModelConfig(width=512, num_layers=8, num_heads=8, hidden=1365, dropout=0.1),

@@ -30,7 +30,7 @@ Split = Literal["train", "valid", "test"]
 # Leave-one-out: how many of a user's last items a split must not see in the history.
 HELD_OUT: dict[Split, int] = {"train": 2, "valid": 2, "test": 1}
 # Of sequences.parquet; fewer events than these are one row group.
-GROUP_USERS, GROUP_EVENTS = 1 << 20, 1 << 24
+GROUP_USERS, GROUP_EVENTS = 1 << 20, 1 << 23
 # Looked at at once where sequences may be larger than memory.
 BLOCK_EVENTS = 1 << 22
 # What the generator says of a candidate, as columns of a table of examples.

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from feedworks.contracts.files import group_rows, read_batches
 from feedworks.contracts.tables import INTERACTIONS
+from feedworks.engines import over_row_groups
 from feedworks.errors import DataError
 from feedworks.progress import Progress
 from feedworks.recochain.config import RecoChainConfig
@@ -56,18 +57,21 @@ def gather(data_dir: Path, item_id: IntArray, file: IO[bytes], config: RecoChain
         data_dir: the data folder.
         item_id: ids of the items table.
         file: open for writing; flushed, and not closed.
-        config: whether repeats of one item in a row are collapsed.
+        config: whether repeats of one item in a row are collapsed, and where the pass runs.
 
     Raises:
         DataError: the events are damaged or out of order, or name an unknown item.
+        ConfigError: there is no Ray cluster where one is asked for.
         OSError: the file cannot be written.
     """
     groups = group_rows(INTERACTIONS, data_dir)
-    look_up = partial(batch_rows, data_dir=data_dir, ids=ItemIds(item_id), dedup=config.dedup_consecutive)
-    joined = _Joined(file, dedup=config.dedup_consecutive)
+    ids, dedup = ItemIds(item_id), config.dedup_consecutive
+    look_up = partial(batch_rows, data_dir=data_dir.resolve(), ids=ids, dedup=dedup)
+    joined = _Joined(file, dedup=dedup)
     with Progress("events", total=sum(groups)) as shown:
-        for found in look_up(range(len(groups))):
-            joined.add(found)
+        for batch in over_row_groups(look_up, groups, config.prepare):
+            for row in range(batch.num_rows):  # Ray puts batches together
+                joined.add(batch.slice(row, 1))
             shown.advance(joined.num_read - shown.count)
     return joined.close()
 
@@ -121,7 +125,7 @@ class _Joined:
     def add(self, found: pa.RecordBatch) -> None:
         """Take one row of `batch_rows`."""
         of: dict[str, Any] = {name: found[name] for name in found.schema.names}
-        lists = {name: v.values.to_numpy() for name, v in of.items() if pa.types.is_list(v.type)}
+        lists = {name: v.flatten().to_numpy() for name, v in of.items() if pa.types.is_list(v.type)}
         user, length, row, item = (lists[name] for name in ("user", "length", "row", "item"))
         self._require_order(int(user[0]), int(lists["time"][0]), lists["wrong"])
         if self._last is not None and self._last[0] == user[0]:

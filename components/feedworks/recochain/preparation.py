@@ -41,13 +41,14 @@ def prepare_data(data_dir: Path, config: RecoChainConfig, scratch: Path | None =
 
     Args:
         data_dir: the data folder.
-        config: which users and repeats are kept.
+        config: which users and repeats are kept, and where the pass over the events runs.
         scratch: a folder for the temporary file, which has no name there and goes with its last reader; the
             system's own without it.
 
     Raises:
         DataError: a table is missing or damaged, events are out of order or name an unknown item, or too few
             users are left.
+        ConfigError: there is no Ray cluster where one is asked for.
         OSError: there is no room for the temporary file.
     """
     items = read_table(ITEMS, data_dir).combine_chunks()
