@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 WORKSPACE_PATH = "/workspace"
+# Of feedworks.training.state: a try after a killed one goes on from its training state.
+STATE = ("FEEDWORKS_STATE", f"{WORKSPACE_PATH}/.state")
 USER_ID = 10001  # of our images
 # Keys of the secret, each an environment variable of the same name; all may be absent.
 SECRET_KEYS = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL")
@@ -99,6 +101,7 @@ def _mount(task: Any, cluster: Cluster, memory: str) -> None:
     from kfp import kubernetes
 
     kubernetes.mount_pvc(task, cluster.workspace_pvc, WORKSPACE_PATH)
+    task.set_env_variable(*STATE)
     kubernetes.use_secret_as_env(task, cluster.secret_name, {key: key for key in SECRET_KEYS}, optional=True)
     # Containers get 64 MiB of shared memory; data loaders and NCCL want more. It counts as the pod's memory.
     quarter = f"{int(memory.removesuffix('Gi')) * 256}Mi"

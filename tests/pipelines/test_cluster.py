@@ -55,7 +55,9 @@ def images_are_ours(pipeline: Pipeline) -> None:
     for name, executor in pipeline.executors.items():
         assert executor["container"]["image"] in images.ALLOWED, name
         assert "pip install" not in " ".join(executor["container"]["command"]), name
-        assert "env" not in executor["container"], name
+        assert executor["container"]["env"] == [{"name": "FEEDWORKS_STATE", "value": "/workspace/.state"}], (
+            name
+        )
 
 
 def cpu_and_memory_are_stated(pipeline: Pipeline) -> None:

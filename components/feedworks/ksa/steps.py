@@ -38,6 +38,7 @@ from feedworks.training.loop import FitResult
 from feedworks.training.processes import is_first_process
 from feedworks.training.seed import seed_everything
 from feedworks.training.settings import TrainConfig, seeded
+from feedworks.training.state import state_of
 
 if TYPE_CHECKING:
     from transformers import Qwen3ForCausalLM
@@ -194,7 +195,7 @@ def distil(corpus: Path, needles: Path, base: Path, out_dir: Path, cfg: KsaConfi
     changed = sizes(OURS, cfg.model, check_qwen3(base)) | {"max_position_embeddings": cfg.model.max_length}
     model = from_qwen3(base, init=cfg.base.init, dtype=_weights(cfg.distil.training), **changed)
     stage, rows = _seeded(cfg.distil, cfg), _Rows(corpus, needles, cfg)
-    found = stages.distil(model, rows.source(stage, model), stage, _state(out_dir), rows.evaluate(stage))
+    found = stages.distil(model, rows.source(stage, model), stage, state_of(out_dir), rows.evaluate(stage))
     return _finish(out_dir, model, {"distil": found.result}, before=base)
 
 
@@ -210,7 +211,7 @@ def anneal(corpus: Path, needles: Path, distilled: Path, out_dir: Path, cfg: Ksa
         return _passed_on(distilled, out_dir)
     model = load(distilled, dtype=_weights(cfg.anneal.training))
     stage, rows = _seeded(cfg.anneal, cfg), _Rows(corpus, needles, cfg)
-    found = stages.anneal(model, rows.source(stage, model), stage, _state(out_dir), rows.evaluate(stage))
+    found = stages.anneal(model, rows.source(stage, model), stage, state_of(out_dir), rows.evaluate(stage))
     return _finish(out_dir, model, {"anneal": found.result}, before=distilled)
 
 
@@ -317,7 +318,7 @@ def _from_scratch(
     ids = {"eos_token_id": file.end_id, "vocab_size": file.vocab_size}
     model = Qwen3KsaForCausalLM(architecture(arm, cfg.model, **ids))
     stage, rows = _seeded(cfg.pretrain, cfg), _Rows(corpus, needles, cfg)
-    state = _state(out_dir) / "from-scratch"
+    state = state_of(out_dir) / "from-scratch"
     found = stages.pretrain(model, rows.source(stage, model), stage, state, rows.evaluate(stage))
     results = {FROM_SCRATCH: found.result}
     if to_the_end:
@@ -333,7 +334,7 @@ def _extended(
         model,
         lambda stage: rows.source(stage, model),
         replace(cfg.extend, training=seeded(cfg.extend.training, cfg.seed)),
-        _state(out_dir) / "extend",
+        state_of(out_dir) / "extend",
         trained_length=trained_length,
         evaluate_of=rows.evaluate,
     )
@@ -354,7 +355,7 @@ def _finish(
         with atomic_folder(out_dir) as folder:
             save(model, folder)
             write_json(folder / TRAINING, histories)
-        shutil.rmtree(_state(out_dir), ignore_errors=True)
+        shutil.rmtree(state_of(out_dir), ignore_errors=True)
     *_, last = results.values()
     loss = last.history[last.best_epoch][LOSS] if last.best_epoch >= 0 else None
     return Trained(sum(result.num_steps for result in results.values()), loss)
@@ -380,10 +381,6 @@ def _passed_on(source: Path, out_dir: Path) -> Trained:
 
 def _seeded(stage: StageT, cfg: KsaConfig) -> StageT:
     return replace(stage, training=seeded(stage.training, cfg.seed))
-
-
-def _state(out_dir: Path) -> Path:
-    return out_dir.with_name(out_dir.name + ".state")
 
 
 def _arm(folder: Path) -> Arm:

@@ -42,6 +42,7 @@ from feedworks.storage import atomic_folder, read_json, write_json
 from feedworks.training.checkpoint import load_extra, save_model
 from feedworks.training.processes import is_first_process
 from feedworks.training.settings import seeded
+from feedworks.training.state import state_of
 
 MODEL_FILE = "model.pt2"
 
@@ -127,7 +128,7 @@ def train(data_dir: Path, out_dir: Path, cfg: MariConfig) -> Ranker:
     )
     model = build_ranker(cfg.ranker, schema, seed=cfg.seed)
     rows = read_rows(data_dir, "train")
-    state = out_dir.with_name(out_dir.name + ".state")
+    state = state_of(out_dir)
     result = train_ranker(
         model,
         schema,

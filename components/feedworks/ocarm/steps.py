@@ -32,6 +32,7 @@ from feedworks.progress import say
 from feedworks.storage import atomic_folder, read_json, write_json
 from feedworks.training.checkpoint import load_extra, load_model, save_model
 from feedworks.training.processes import is_first_process
+from feedworks.training.state import state_of
 
 PREDICTIONS = "predictions.parquet"
 
@@ -116,7 +117,7 @@ def train_teacher(observables: Path, content: Path, out_dir: Path, cfg: OcarmCon
     """
     inputs = read_inputs(observables, cfg)
     hidden = read_content(content, observables, inputs)
-    trained = stages.train_teacher(inputs, hidden, cfg, _state(out_dir))
+    trained = stages.train_teacher(inputs, hidden, cfg, state_of(out_dir))
     return _finish(out_dir, trained, inputs)
 
 
@@ -141,7 +142,7 @@ def train_student(observables: Path, vectors: Path, out_dir: Path, cfg: OcarmCon
     """
     inputs = read_inputs(observables, cfg)
     table, start = read_vectors(vectors, cfg.samples.horizons)
-    trained = stages.train_student(inputs, table, start, cfg, _state(out_dir))
+    trained = stages.train_student(inputs, table, start, cfg, state_of(out_dir))
     stages.require_honest(trained.result, cfg, "student")
     return _finish(out_dir, trained, inputs, observables / FEATURES_FILE)
 
@@ -150,10 +151,10 @@ def train_arms(observables: Path, content: Path, out_dir: Path, cfg: OcarmConfig
     """Train every arm with the seed of `cfg`; writes what each predicts on validation and test."""
     inputs = read_inputs(observables, cfg)
     hidden = read_content(content, observables, inputs)
-    rows = arms.train_arms(inputs, hidden, cfg, cfg.seed, _state(out_dir))
+    rows = arms.train_arms(inputs, hidden, cfg, cfg.seed, state_of(out_dir))
     with atomic_folder(out_dir) as folder:
         pq.write_table(rows, folder / PREDICTIONS, compression="zstd")
-    shutil.rmtree(_state(out_dir), ignore_errors=True)
+    shutil.rmtree(state_of(out_dir), ignore_errors=True)
     return Exported(rows.num_rows)
 
 
@@ -208,10 +209,6 @@ def package(
         return Packaged(write_package(folder, student, observables, cfg, metrics))
 
 
-def _state(out_dir: Path) -> Path:
-    return out_dir.with_name(out_dir.name + ".state")
-
-
 def _finish(out_dir: Path, trained: stages.Trained, inputs: Inputs, *files: Path) -> Trained:
     result = trained.result
     extra = {"history": result.history, "best_epoch": result.best_epoch}
@@ -220,5 +217,5 @@ def _finish(out_dir: Path, trained: stages.Trained, inputs: Inputs, *files: Path
             save_model(folder, trained.model.cpu(), to_json(inputs.architecture), extra)
             for file in files:
                 shutil.copyfile(file, folder / file.name)
-        shutil.rmtree(_state(out_dir), ignore_errors=True)
+        shutil.rmtree(state_of(out_dir), ignore_errors=True)
     return Trained(result.best_epoch, result.best_metric or 0.0, result.num_steps)

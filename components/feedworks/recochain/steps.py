@@ -41,6 +41,7 @@ from feedworks.training.loop import FitResult
 from feedworks.training.processes import is_first_process
 from feedworks.training.seed import seed_everything
 from feedworks.training.settings import seeded
+from feedworks.training.state import state_of
 
 
 class Prepared(NamedTuple):
@@ -154,7 +155,7 @@ def train_generator(prepared: Path, sids: Path, out_dir: Path, cfg: RecoChainCon
     sequences, catalogue = _inputs(prepared, sids)
     seed_everything(cfg.seed)
     model = RecoChain.for_catalogue(cfg.model, catalogue)
-    result = stages.train_stage_one(model, sequences, catalogue, cfg, _state(out_dir))
+    result = stages.train_stage_one(model, sequences, catalogue, cfg, state_of(out_dir))
     return _finish(out_dir, model, to_json(cfg.model), result)
 
 
@@ -181,7 +182,7 @@ def train_joint(
     seed_everything(cfg.seed)
     model = load_recochain(generator, catalogue)
     examples = read_examples(candidates / "candidates.parquet")
-    result = stages.train_stage_two(model, sequences, examples, catalogue, cfg, _state(out_dir))
+    result = stages.train_stage_two(model, sequences, examples, catalogue, cfg, state_of(out_dir))
     return _finish(out_dir, model, to_json(model.config), result)
 
 
@@ -193,7 +194,7 @@ def train_baseline(prepared: Path, out_dir: Path, cfg: RecoChainConfig) -> Train
     model = _sasrec(cfg.sasrec, num_items)
     validation = Validation(sequences.histories("valid"), sequences.targets("valid"))
     settings = seeded(cfg.sasrec_training, cfg.seed)
-    result = train_sasrec(model, sequences.histories("train"), validation, settings, _state(out_dir))
+    result = train_sasrec(model, sequences.histories("train"), validation, settings, state_of(out_dir))
     return _finish(out_dir, model, to_json(cfg.sasrec), result)
 
 
@@ -286,14 +287,10 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _state(out_dir: Path) -> Path:
-    return out_dir.with_name(out_dir.name + ".state")
-
-
 def _finish(out_dir: Path, model: torch.nn.Module, config_json: str, result: FitResult) -> Trained:
     extra: dict[str, Any] = {"history": result.history, "best_epoch": result.best_epoch}
     if is_first_process():
         with atomic_folder(out_dir) as folder:
             save_model(folder, model, config_json, extra)
-        shutil.rmtree(_state(out_dir), ignore_errors=True)
+        shutil.rmtree(state_of(out_dir), ignore_errors=True)
     return Trained(result.best_epoch, result.best_metric or 0.0, result.num_steps)

@@ -32,6 +32,22 @@ _KEPT = 2
 _TENSORS = "tensors.safetensors"
 _FACTS = "state.json"
 _LOCK_WAIT_S = 10.0
+STATE_ROOT = "FEEDWORKS_STATE"  # an environment variable
+
+
+def state_of(out_dir: Path) -> Path:
+    """Return where a step that writes `out_dir` keeps its state: beside it, as `<out_dir>.state`.
+
+    Where the environment variable FEEDWORKS_STATE names a folder on a volume that is there and writable, the
+    state lies in it, under the whole path of the result: a pod that takes the place of a killed one has the
+    same paths, but nothing else of the first.
+    """
+    beside = out_dir.with_name(out_dir.name + ".state")
+    root = Path(os.environ.get(STATE_ROOT, ""))
+    volume = root if root.is_dir() else root.parent
+    if not root.is_absolute() or not os.access(volume, os.W_OK):
+        return beside
+    return root / beside.absolute().relative_to("/")
 
 
 @dataclass(kw_only=True)
