@@ -36,7 +36,7 @@ MODEL_OF_TRANSFORMERS = (
 HEAVY = {
     "kfp": "component.py",
     "bentoml": "service.py",
-    "triton": "kernel.py",
+    "triton": ("kernel.py", "layered_cache.py"),  # the cache is a class that Triton loads
     "great_expectations": None,
     "feast": ("_store.py", "_response.py"),  # Feast loads them as its plugins
     "faiss": None,

@@ -5,18 +5,16 @@ Shape letters: B searches, K live beams of each, C codes, W beams kept, S slots 
 
 from __future__ import annotations
 
-import os
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from feedworks_kernels._device import on
 from feedworks_kernels.beam_step import eager
 from feedworks_kernels.beam_step.beams_kernel import extend_kernel, filter_kernel, rank_kernel
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # What the kernels hand to the compiler: Triton warns where fusing a * b + c is left to its default.
 OPTIONS = {"enable_fp_fusion": True}
 # One program holds the children of a beam, or the group maxima of a search, in registers.
@@ -189,16 +187,3 @@ def normaliser(num_codes: int, block_x: int) -> dict[str, int]:
 
 def _work(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
-def on(x: Tensor) -> AbstractContextManager[object]:
-    """Return a block in which `x`'s device is the current one.
-
-    Raises:
-        RuntimeError: `x` lies on a device that has no Triton.
-    """
-    if x.is_cuda:
-        return torch.cuda.device(x.device)
-    if INTERPRETED:
-        return nullcontext()
-    raise RuntimeError(f"the Triton kernel cannot run on {x.device}: unset FEEDWORKS_KERNELS or move to CUDA")

@@ -9,8 +9,6 @@ Shape letters: N rows (of a tile), M books, L levels, C codes, D width.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -19,9 +17,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from feedworks_kernels._device import gpu_of, on
 from feedworks_kernels.residual_quantize import eager
 from feedworks_kernels.residual_quantize.search_kernel import (
-    INTERPRETED,
     OPTIONS,
     error_bound,
     gather_codes,
@@ -152,16 +150,7 @@ def product_quantize(x_NMD: Tensor, codebooks_MCD: Tensor) -> tuple[Tensor, Tens
 def _fits(x: Tensor, codebooks: Tensor) -> bool:
     if torch.float64 in (x.dtype, codebooks.dtype) or x.shape[-1] > MOST_WIDTH:
         return False
-    return tile(max(16, triton.next_power_of_2(x.shape[-1])), _shared_bytes(x.device)).stages > 0
-
-
-@cache
-def _shared_bytes(device: torch.device) -> int:
-    """What a program may have of a multiprocessor's shared memory."""
-    if device.type != "cuda":
-        return HOPPER_BYTES
-    properties: Any = torch.cuda.get_device_properties(device)
-    return int(properties.shared_memory_per_block_optin)
+    return tile(max(16, triton.next_power_of_2(x.shape[-1])), gpu_of(x.device).shared_bytes).stages > 0
 
 
 def _quantise(x_NMD: Tensor, codebooks_BCD: Tensor, num_books: int, normalise: bool) -> tuple[Tensor, Tensor]:
@@ -174,7 +163,7 @@ def _quantise(x_NMD: Tensor, codebooks_BCD: Tensor, num_books: int, normalise: b
     if not num_rows:
         return codes_NML, residual_NMD
     padded_width = max(16, triton.next_power_of_2(width))
-    shape = tile(padded_width, _shared_bytes(x_NMD.device))
+    shape = tile(padded_width, gpu_of(x_NMD.device).shared_bytes)
     num_tiles = triton.cdiv(num_rows, shape.rows)
     constants = constants_of(width, num_codes, normalise, x_NMD.stride())
     search = search_of(padded_width, num_books, shape)
@@ -272,16 +261,3 @@ def tile(padded_width: int, shared_bytes: int = HOPPER_BYTES) -> Tile:
     # Before Hopper the product reads registers, and of s stages s - 1 lie in shared memory.
     more = 1 if buffers and shared_bytes < HOPPER_BYTES else 0
     return Tile(rows, codes, 8, min(3, buffers + more))
-
-
-def on(x: Tensor) -> AbstractContextManager[object]:
-    """Return a block in which `x`'s device is the current one.
-
-    Raises:
-        RuntimeError: `x` lies on a device that has no Triton.
-    """
-    if x.is_cuda:
-        return torch.cuda.device(x.device)
-    if INTERPRETED:
-        return nullcontext()
-    raise RuntimeError(f"the Triton kernel cannot run on {x.device}: unset FEEDWORKS_KERNELS or move to CUDA")

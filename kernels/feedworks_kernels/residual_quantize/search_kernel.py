@@ -5,13 +5,9 @@ Shape letters: N rows of a tile, C codes (P of them a tile), D width padded to a
 
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 
-# In the interpreter bf16 arithmetic is silently wrong, so everything goes up to fp32 right after each load.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # What all kernels hand to the compiler: Triton warns where fusing a * b + c is left to its default.
 OPTIONS = {"enable_fp_fusion": True}
 

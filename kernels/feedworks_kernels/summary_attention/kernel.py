@@ -13,6 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
+from feedworks_kernels._device import on
 from feedworks_kernels.summary_attention import eager
 from feedworks_kernels.summary_attention.forward_kernel import forward_kernel
 from feedworks_kernels.summary_attention.key_gradient_kernel import key_gradient_kernel
@@ -22,7 +23,6 @@ from feedworks_kernels.summary_attention.tiles_kernel import (
     INTERPRETED,
     WIDTHS,
     Tile,
-    on,
     pack_of,
     precision,
     section_of,

@@ -6,12 +6,12 @@ A table, no tuner: each entry is compiled by the tests, which look for spills an
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from feedworks_kernels._device import gpu_of
 
 # In the interpreter bf16 arithmetic is silently wrong, so operands go up to fp32 right after each load.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -100,13 +100,11 @@ def tile_of(direction: str, x: Tensor, *, packed: bool) -> Tile:
     return TILES.get((f"{direction}_packed", *rest), plain) if packed else plain
 
 
-@cache
 def splits_of(num_programs: int, device: torch.device) -> int:
     """Return into how many parts the rows of a tile of summary keys are split: enough programs to fill."""
     if INTERPRETED:
         return 2
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return min(8, max(1, 2 * processors // max(1, num_programs)))
+    return min(8, max(1, 2 * gpu_of(device).processors // max(1, num_programs)))
 
 
 def pack_of(group: int) -> int:
@@ -114,30 +112,15 @@ def pack_of(group: int) -> int:
     return min(group & -group, _LARGEST_PACK)
 
 
-@cache
 def capability_of(device: torch.device) -> int:
     """Return the compute capability as a number, 90 for Hopper."""
-    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
-    return major * 10 + minor
+    return gpu_of(device).capability
 
 
 def precision(dtype: torch.dtype) -> str:
     """Return what fp32 products may round to: the setting of torch, full precision unless it says TF32."""
     tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if tf32 else "ieee"
-
-
-def on(x: Tensor) -> AbstractContextManager[object]:
-    """Return a block in which `x`'s device is the current one.
-
-    Raises:
-        RuntimeError: `x` lies on a device that has no Triton.
-    """
-    if x.is_cuda:
-        return torch.cuda.device(x.device)
-    if INTERPRETED:
-        return nullcontext()
-    raise RuntimeError(f"the Triton kernel cannot run on {x.device}: unset FEEDWORKS_KERNELS or move to CUDA")
 
 
 def section_of(num_keys: int, key_bytes: int) -> int:

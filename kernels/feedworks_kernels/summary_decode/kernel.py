@@ -6,7 +6,6 @@ of a slot, D head width, S parts; R query heads of a group in one program, T row
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -14,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from feedworks_kernels._device import gpu_of, on
 from feedworks_kernels.summary_decode import eager
-from feedworks_kernels.summary_decode.tiles_kernel import INTERPRETED, OPTIONS, on
+from feedworks_kernels.summary_decode.tiles_kernel import INDICES, INTERPRETED, OPTIONS
 from feedworks_kernels.summary_decode.update_kernel import move, write
 
 __all__ = ["cache_attention", "move", "write"]
@@ -33,7 +33,7 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_slots", "parts"])
+@triton.jit(do_not_specialize=["num_rows", "num_slots", "parts"], do_not_specialize_on_alignment=INDICES)
 def part_kernel(
     query_ptr,
     key_ptr,
@@ -197,7 +197,7 @@ def cache_attention(
         group, tile = num_heads // num_groups, tile_for(query_BHQD.dtype, width)
         block_heads = min(64, max(16, triton.next_power_of_2(group)))
         programs = num_batch * num_groups * num_queries * triton.cdiv(group, block_heads)
-        parts = num_parts(num_batch * num_groups, num_rows, num_processors(query_BHQD.device))
+        parts = num_parts(num_batch * num_groups, num_rows, gpu_of(query_BHQD.device).processors)
         part_BHQSD, lse_BHQS = _parts_of(out_BHQD, parts)
         part_kernel[(programs * parts,)](
             query_BHQD,
@@ -281,12 +281,3 @@ def num_parts(num_pairs: int, num_rows: int, processors: int) -> int:
     """
     wanted = -(-_PROGRAMS_PER_PROCESSOR * processors // num_pairs)
     return max(1, min(wanted, num_rows // _LEAST_ROWS, _MOST_PARTS))
-
-
-@cache
-def num_processors(device: torch.device) -> int:
-    """Return the number of SMs; in the interpreter a few, since it runs one program after the other."""
-    if INTERPRETED:
-        return 4
-    number: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return number

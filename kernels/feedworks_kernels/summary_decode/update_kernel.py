@@ -10,10 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from feedworks_kernels.summary_decode.tiles_kernel import OPTIONS, on
+from feedworks_kernels._device import on
+from feedworks_kernels.summary_decode.tiles_kernel import INDICES, OPTIONS
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=INDICES)
 def write_kernel(
     key_ptr,
     value_ptr,
@@ -47,7 +48,7 @@ def write_kernel(
         tl.store(value_ptr + row * VALUE_STRIDE + d_D, value_D, mask=d_D < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=INDICES)
 def move_kernel(
     key_ptr,
     value_ptr,

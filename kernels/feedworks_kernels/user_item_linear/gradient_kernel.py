@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from feedworks_kernels._device import on
 from feedworks_kernels.user_item_linear import eager
 from feedworks_kernels.user_item_linear.tiles_kernel import (
     INTERPRETED,
@@ -19,7 +20,6 @@ from feedworks_kernels.user_item_linear.tiles_kernel import (
     bucket,
     fitting,
     item_tile,
-    on,
     partial_tile,
     precision,
     rows_in_line,

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from feedworks_kernels._device import on
 from feedworks_kernels.user_item_linear import eager, registration
 from feedworks_kernels.user_item_linear.gradient_kernel import gradient
 from feedworks_kernels.user_item_linear.tiles_kernel import (
@@ -20,7 +21,6 @@ from feedworks_kernels.user_item_linear.tiles_kernel import (
     bucket,
     fitting,
     item_tile,
-    on,
     partial_tile,
     precision,
     rows_in_line,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -165,16 +164,3 @@ def precision(dtype: torch.dtype) -> str:
     """Return what fp32 products may round to: the setting of torch, full precision unless it says TF32."""
     tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if tf32 else "ieee"
-
-
-def on(x: Tensor) -> AbstractContextManager[object]:
-    """Return a block in which `x`'s device is the current one.
-
-    Raises:
-        RuntimeError: `x` lies on a device that has no Triton.
-    """
-    if x.is_cuda:
-        return torch.cuda.device(x.device)
-    if INTERPRETED:
-        return nullcontext()
-    raise RuntimeError(f"the Triton kernel cannot run on {x.device}: unset FEEDWORKS_KERNELS or move to CUDA")
