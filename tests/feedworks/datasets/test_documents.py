@@ -58,7 +58,7 @@ def test_many_texts_stay_whole(tmp_path):
 
 
 def test_folders_and_lines_may_name_the_split(tmp_path):
-    packed = gzip.compress(json.dumps({"text": "In the test.", "split": "test"}).encode())
+    packed = gzip.compress(json.dumps({"text": "In the test.", "split": "test"}).encode(), mtime=0)
     raw = put(tmp_path / "raw", a_dot_txt="For learning.", valid__b_dot_txt="For choosing.")
     (raw / "c.jsonl.gz").write_bytes(packed)
     out = open_data(raw, tmp_path / "data", kind="text")
@@ -106,7 +106,7 @@ def test_documents_are_written_as_they_come(tmp_path, monkeypatch):
         ("a.jsonl", b'{"text": "a", "title": 3}\n', "title and split must be strings"),
         ("a.jsonl", b'{"text": "a", "split": "dev"}\n', "unknown split 'dev'; known are train, valid, test"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "half of a surrogate pair"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-9], "cannot be unpacked"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99, mtime=0)[:-9], "cannot be unpacked"),
         ("a.jsonl.gz", b"plain", "cannot be unpacked"),
         ("a.txt", b" \n", "there is no text in these files"),
         ("a.txt", b"word", "too short to cut 5% off"),
