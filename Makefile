@@ -14,14 +14,15 @@ OUT ?= out/demo
 PORT ?= 3000
 # Test files run side by side in this many processes; each may take 2 GB.
 JOBS ?= 2
+IMAGES ?= cpu-train cpu-serve gpu-train gpu-serve
 BENCH_recochain := decode
 BENCH_mari := layer
 BENCH_ksa := cache
 
-.PHONY: help demo test test-slow check format compile serve bench clean
+.PHONY: help demo test test-slow test-images check format compile serve bench images kind clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## synthetic data -> pipeline -> report -> served top-10 (3 minutes on 2 cores); NAME=mari too
 	@$(BIN)/feedworks demo $(NAME) --out $(OUT)
@@ -56,6 +57,13 @@ ifeq ($(origin NAME),file)
 else
 	@$(BIN)/python -m feedworks.$(NAME).bench $(BENCH_$(NAME))
 endif
+
+# All four, or IMAGES="cpu-train cpu-serve" without the gigabytes of CUDA.
+images: $(STAMP)  ## build the container images with Docker, with a bill of materials of each in out/images/
+	@PIP="$(BIN)/python -m pip" containers/build.sh $(IMAGES)
+
+test-images: $(STAMP)  ## the tests that need Docker and the images cpu-train and cpu-serve (5 minutes)
+	@$(BIN)/pytest -m docker tests
 
 clean:  ## remove outputs and caches, keep the environment
 	@rm -rf out build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -102,6 +102,7 @@ _EXTRA_OF = {
     "sklearn": "train",
     "scipy": "train",
     "matplotlib": "train",
+    "docker": "pipelines",
     "kfp": "pipelines",
     "kfp_server_api": "pipelines",
     "great_expectations": "validation",

@@ -1,4 +1,4 @@
-"""A Kubeflow pipeline on this machine: kfp.local with a subprocess for each task, no Kubernetes or Docker."""
+"""A Kubeflow pipeline on this machine: kfp.local with a subprocess or a container for each task."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from feedworks import images
+from feedworks.cli.docker_tasks import docker_runner
 from feedworks.cli.pipelines import load_pipeline
 from feedworks.cli.processes import end_children
 from feedworks.errors import FeedworksError
@@ -30,7 +32,16 @@ _TASK_INDENT = "    "
 _ERROR = re.compile(r"(?:[\w.]+\.)?(\w+(?:Error|Exception|Interrupt)): (.*)")
 
 
-def run_pipeline(name: str, *, source: str, preset: str, overrides: Sequence[str], out: Path) -> None:
+def run_pipeline(
+    name: str,
+    *,
+    source: str,
+    preset: str,
+    overrides: Sequence[str],
+    out: Path,
+    containers: bool = False,
+    image: str = images.CPU,
+) -> None:
     """Run pipelines/<name>.py here and bring its metrics.json, report.html and model/ to `out`.
 
     Args:
@@ -39,6 +50,8 @@ def run_pipeline(name: str, *, source: str, preset: str, overrides: Sequence[str
         preset: name of a preset of the paper.
         overrides: `key=value` settings.
         out: the tasks' own outputs and log stay under its work/kfp.
+        containers: run each task in a container of this machine's Docker engine.
+        image: of these containers.
 
     Raises:
         FeedworksError: a task failed; earlier results in `out` stay.
@@ -46,11 +59,13 @@ def run_pipeline(name: str, *, source: str, preset: str, overrides: Sequence[str
     root = out / "work" / "kfp"
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
+    source = str(Path(source).resolve()) if Path(source).is_dir() else source
     arguments: dict[str, object] = {"source": source, "preset": preset, "overrides": list(overrides)}
+    runner = docker_runner(source, image) if containers else _subprocesses()
     log = TaskLog(root / "tasks.log")
     try:
-        with redirect_stdout(log):
-            _run_tasks(name, arguments, root)
+        with runner as started, redirect_stdout(log):
+            _run_tasks(name, arguments, root, started, image if containers else None)
     except KeyboardInterrupt:
         end_children()
         raise
@@ -66,7 +81,14 @@ def run_pipeline(name: str, *, source: str, preset: str, overrides: Sequence[str
     publish(evaluation, model, out)
 
 
-def _run_tasks(name: str, arguments: dict[str, object], root: Path) -> None:
+@contextmanager
+def _subprocesses() -> Iterator[Any]:
+    from kfp import local
+
+    yield local.SubprocessRunner(use_venv=False)
+
+
+def _run_tasks(name: str, arguments: dict[str, object], root: Path, runner: Any, image: str | None) -> None:
     from kfp import local
 
     # A task's lines come through a pipe, which Python would otherwise fill before it passes any on.
@@ -74,8 +96,10 @@ def _run_tasks(name: str, arguments: dict[str, object], root: Path) -> None:
     with warnings.catch_warnings():
         # Resource requests are for the cluster; kfp says of each task that they do nothing here.
         warnings.filterwarnings("ignore", "Task .* have no effect in the current local runner")
-        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
+        local.init(runner, pipeline_root=str(root.resolve()))
         pipeline = load_pipeline(name)
+        if image:
+            _set_image(pipeline.pipeline_spec, image)
         _drop_retries(pipeline.pipeline_spec)
         pipeline(**arguments)
 
@@ -85,6 +109,11 @@ def _drop_retries(spec: PipelineSpec) -> None:
     for dag in [spec.root.dag, *(component.dag for component in spec.components.values())]:
         for task in dag.tasks.values():
             task.ClearField("retry_policy")
+
+
+def _set_image(spec: PipelineSpec, image: str) -> None:
+    for executor in spec.deployment_spec["executors"].values():
+        executor["container"]["image"] = image
 
 
 def _reason(log: TaskLog, root: Path, error: RuntimeError) -> str:

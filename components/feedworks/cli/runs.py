@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
+from feedworks import images
 from feedworks.cli.options import out_option, paper_argument, settings_options
 from feedworks.cli.summary import summary
 from feedworks.errors import ConfigError
 from feedworks.papers import PAPERS, Paper
+
+RUNNERS = ("steps", "kfp", "docker")
 
 
 @click.command("list")
@@ -27,14 +31,17 @@ def list_papers() -> None:
 @out_option()
 @click.option(
     "--runner",
-    type=click.Choice(["steps", "kfp"]),
+    type=click.Choice(RUNNERS),
     default="steps",
     show_default=True,
-    help="steps: in this process. kfp: the Kubeflow pipeline on this machine, without Kubernetes.",
+    help="steps: in this process. kfp: the Kubeflow pipeline on this machine, without Kubernetes. docker: "
+    "the same, each task in a container.",
 )
-def run(paper: Paper, source: str, preset: str, overrides: tuple[str, ...], out: Path, runner: str) -> None:
+@click.option("--image", default=images.CPU, show_default=True, help="Of all tasks, with --runner docker.")
+def run(paper: Paper, **arguments: Any) -> None:
     """Train, evaluate and package NAME on a data folder, or with --model on a model from outside."""
-    run_paper(paper, source=source, preset=preset, overrides=overrides, out=out, runner=runner)
+    out = arguments["out"]
+    run_paper(paper, **arguments)
     click.echo(summary(out))
 
 
@@ -46,7 +53,14 @@ def report(folder: Path) -> None:
 
 
 def run_paper(
-    paper: Paper, *, source: str, preset: str, overrides: tuple[str, ...], out: Path, runner: str
+    paper: Paper,
+    *,
+    source: str,
+    preset: str,
+    overrides: tuple[str, ...],
+    out: Path,
+    runner: str,
+    image: str = images.CPU,
 ) -> None:
     """Run a paper from a source of data to OUT/metrics.json, OUT/report.html and OUT/model/.
 
@@ -60,10 +74,11 @@ def run_paper(
     config = paper.part("config").resolve(preset, overrides)
     # Two runs at once would remove each other's work.
     with only_writer(out / "work"):
-        if runner == "kfp":
+        if runner != "steps":
             from feedworks.cli.local_pipeline import run_pipeline
 
-            run_pipeline(paper.name, source=source, preset=preset, overrides=overrides, out=out)
+            settings: dict[str, Any] = {"source": source, "preset": preset, "overrides": overrides, "out": out}
+            run_pipeline(paper.name, **settings, containers=runner == "docker", image=image)
             return
         data = None
         if not (paper.takes_model and config.outside.model):

@@ -1,0 +1,117 @@
+"""The same pipeline file by subprocesses and in containers: the same bytes; and how an engine goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from feedworks import images
+from feedworks.contracts.synthetic import write_synthetic
+
+from .engine import docker, require
+
+pytestmark = pytest.mark.docker
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = os.pathsep.join([str(ROOT / "components"), str(ROOT / "kernels")])
+ENVIRONMENT = {**os.environ, "PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1"}
+QUICK = [
+    *("--set", "generator.epochs=2", "--set", "joint.epochs=1", "--set", "sasrec_training.epochs=1"),
+    *("--set", "evaluation.sweep_beams=", "--set", "evaluation.bootstrap=50", "--set", "gate.min_gain=-1"),
+]
+
+
+def command(data: Path, out: Path, *words: str) -> list[str]:
+    run = ["run", "recochain", "--preset", "tiny", "--data", str(data), "--out", str(out)]
+    return [sys.executable, "-m", "feedworks", *run, *QUICK, *words]
+
+
+def feedworks(data: Path, out: Path, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(data, out, *words),
+        cwd=ROOT,
+        env=ENVIRONMENT | extra,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("events")
+    write_synthetic(folder, num_users=150, num_items=100, seed=1)
+    return folder
+
+
+def test_containers_and_subprocesses_give_the_same_bytes(data: Path, tmp_path: Path) -> None:
+    require(images.CPU)
+    for runner in ("kfp", "docker"):
+        result = feedworks(data, tmp_path / runner, "--runner", runner)
+        assert result.returncode == 0, result.stderr[-4000:]
+        assert "[train-joint]" in result.stderr
+    kfp, containers = tmp_path / "kfp", tmp_path / "docker"
+    assert (kfp / "metrics.json").read_bytes() == (containers / "metrics.json").read_bytes()
+    assert contents(kfp / "model") == contents(containers / "model")
+    assert {path.stat().st_uid for path in containers.rglob("*")} == {os.getuid()}
+
+
+def test_a_run_that_is_interrupted_leaves_no_container(data: Path, tmp_path: Path) -> None:
+    require(images.CPU)
+    process = subprocess.Popen(
+        command(data, tmp_path, "--runner", "docker"),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline_s = time.monotonic() + 120
+    while not mine(tmp_path) and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "feedworks: interrupted"
+    assert not mine(tmp_path)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def mine(out: Path) -> list[str]:
+    """Running containers that a run into `out` started."""
+    names = docker("ps", "-q", "--filter", "label=feedworks.run", "--filter", f"volume={out}/work/kfp").stdout
+    return names.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "extra", "said"),
+    [
+        (
+            ["--image", "127.0.0.1:1/nobody/nothing:1"],
+            {},
+            "feedworks: image 127.0.0.1:1/nobody/nothing:1 is not here and could not be pulled (",
+        ),
+        ([], {"DOCKER_HOST": "unix:///nowhere.sock"}, "feedworks: no Docker engine answers ("),
+        ([], {"DOCKER_HOST": "tcp://127.0.0.1:1"}, "feedworks: no Docker engine answers ("),
+    ],
+)
+def test_without_image_or_engine_one_line_says_so_and_the_earlier_run_stays(
+    data: Path, tmp_path: Path, words: list[str], extra: dict[str, str], said: str
+) -> None:
+    for name in ("metrics.json", "report.html"):
+        (tmp_path / name).write_text("earlier")
+    result = feedworks(data, tmp_path, "--runner", "docker", *words, **extra)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(said)
+    assert "Traceback" not in result.stderr
+    for name in ("metrics.json", "report.html"):
+        assert (tmp_path / name).read_text() == "earlier"

@@ -1,0 +1,120 @@
+"""What the Containerfiles promise, read from the files: no engine is needed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "containers").glob("*.Containerfile"))
+HADOLINT = Path(sysconfig.get_path("scripts")) / "hadolint"
+TARGETS = {"train", "serve"}
+
+
+def stages(text: str) -> dict[str, str]:
+    """Name of each stage -> its lines."""
+    parts = re.split(r"^FROM +\S+ +AS +(\w[\w-]*)$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def faults(text: str) -> list[str]:
+    """What is wrong with a Containerfile; tests feed it broken ones, too."""
+    found = []
+    if not re.search(r"^ARG BASE_IMAGE=[\w./-]+:[\w.-]+$", text, re.MULTILINE) or ":latest" in text:
+        found.append("no public base image with a tag")
+    if "@sha256:" in text or "<<" in text or re.search(r"^# *syntax", text, re.MULTILINE):
+        found.append("a digest, a heredoc or a syntax line")
+    if re.search(r"https?://(?!127\.0\.0\.1)", text):
+        found.append("an address")
+    stage = stages(text)
+    if not set(stage) >= TARGETS | {"runtime"}:
+        return [*found, "targets are missing"]
+    if not re.search(r"^USER [1-9]\d+:[1-9]\d+$", stage["runtime"], re.MULTILINE):
+        found.append("the user is not a number above 0")
+    for name in ("runtime", *TARGETS):
+        if re.search(r"apt-get|^USER (?!10001:10001$)|pip install", stage[name], re.MULTILINE):
+            found.append(f"{name} installs something or is another user")
+    if "HEALTHCHECK" not in stage["serve"]:
+        found.append("serve has no health check")
+    if "org.opencontainers.image.version" not in stage["runtime"]:
+        found.append("no labels")
+    if "PIP_CONSTRAINT=/src/constraints.txt" not in text:
+        found.append("versions are not pinned")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_containerfile_keeps_the_rules(path: Path) -> None:
+    assert faults(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("USER 10001:10001", "USER feedworks", "the user is not a number above 0"),
+        ("USER 10001:10001", "USER 0:0", "the user is not a number above 0"),
+        ("ENTRYPOINT", "USER 0:0\nENTRYPOINT", "serve installs something or is another user"),
+        ("EXPOSE 3000", "RUN apt-get install gcc", "serve installs something or is another user"),
+        ("HEALTHCHECK", "ENV A=", "serve has no health check"),
+        ("python:3.11-slim-bookworm", "python:latest", "no public base image with a tag"),
+        ("PIP_CONSTRAINT=/src/constraints.txt", "", "versions are not pinned"),
+        ("WORKDIR /src", "ENV PIP_INDEX_URL=https://wheels.example", "an address"),
+    ],
+)
+def test_a_broken_containerfile_is_found(old: str, new: str, fault: str) -> None:
+    text = (ROOT / "containers" / "cpu.Containerfile").read_text()
+    assert old in text
+    assert fault in faults(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_hadolint_finds_nothing(path: Path) -> None:
+    done = subprocess.run([HADOLINT, path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_hadolint_looks(tmp_path: Path) -> None:
+    broken = tmp_path / "Containerfile"
+    broken.write_text("FROM python\nRUN cd /tmp && pip install six\n")
+    done = subprocess.run([HADOLINT, broken], capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert "DL3006" in done.stdout
+
+
+def test_the_builder_gets_nothing_that_git_ignores() -> None:
+    words = (ROOT / ".dockerignore").read_text().split()
+    assert words[words.index("*") - 1 :][0] != "!*"
+    for name in (".git", ".venv", "out", "tests", "local_outputs"):
+        assert f"!{name}" not in words
+
+
+def test_an_unknown_image_is_told() -> None:
+    script = ROOT / "containers" / "build.sh"
+    environment = {"PATH": "/usr/bin:/bin", "DOCKER": "/bin/true", "BASE_IMAGE": "here:1"}
+    done = subprocess.run(
+        ["/bin/bash", script, "cpu-tarin"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "images: no image cpu-tarin; there are cpu-train, cpu-serve, gpu-train and gpu-serve"
+    ]
+
+
+def test_without_an_engine_and_a_registry_the_build_says_so(tmp_path: Path) -> None:
+    script = ROOT / "containers" / "build.sh"
+    environment = {"PATH": "/usr/bin:/bin", "DOCKER": "/bin/false", "LOCAL_ENGINE": str(tmp_path)}
+    words = ["/bin/bash", script, "cpu-train"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "no Docker engine answers" in done.stderr
+    engine = tmp_path / "docker"
+    engine.write_text('#!/bin/sh\n[ "$1" = info ] && exit 0\necho "dial tcp: no such host" >&2\nexit 1\n')
+    engine.chmod(0o755)
+    environment["DOCKER"] = str(engine)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "cannot be pulled (dial tcp: no such host); give another with BASE_IMAGE=" in done.stderr

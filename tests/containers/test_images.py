@@ -1,0 +1,73 @@
+"""The built images, as a cluster runs them. They are made by `make images`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from feedworks import __version__, images
+
+from .engine import docker, require, run
+
+pytestmark = pytest.mark.docker
+
+IMAGES = [images.CPU, images.CPU_SERVE, images.GPU, images.GPU_SERVE]
+LARGEST_TRAIN_BYTES = 1.6e9
+
+
+@pytest.fixture(params=IMAGES)
+def image(request: pytest.FixtureRequest) -> str:
+    return require(request.param)
+
+
+def test_the_user_is_nobody_and_writes_only_to_tmp(image: str) -> None:
+    said = run(
+        image, "-c", "id -u; touch /tmp/a && echo made; touch /opt/feedworks/a || echo refused", options=SH
+    )
+    assert said.split()[:2] == ["10001", "made"]
+    assert "refused" in said
+
+
+SH = ("--entrypoint", "/bin/sh")
+
+
+def test_there_is_no_compiler_and_no_pip(image: str) -> None:
+    said = run(
+        image, "-c", "command -v cc gcc g++ clang ld as make || echo none; command -v pip3", options=SH
+    )
+    venv = [line for line in said.splitlines() if line.startswith("/opt/feedworks")]
+    assert "none" in said.split()
+    assert not venv
+
+
+def test_labels_and_health(image: str) -> None:
+    (found,) = json.loads(docker("image", "inspect", image).stdout)
+    labels = found["Config"]["Labels"]
+    assert labels["org.opencontainers.image.version"] == __version__
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert ("Healthcheck" in found["Config"]) == ("serve" in image)
+
+
+def test_the_command_line_starts_on_a_read_only_root(image: str) -> None:
+    said = run(image, "list", options=("--entrypoint", "feedworks"))
+    assert "recochain" in said
+
+
+def test_the_bill_of_materials_names_python_and_debian_packages(image: str) -> None:
+    bill = json.loads(run(image, "/opt/feedworks/bill.cdx.json", options=("--entrypoint", "cat")))
+    purls = {component.get("purl", "").split("@")[0] for component in bill["components"]}
+    assert bill["bomFormat"] == "CycloneDX"
+    assert {"pkg:pypi/torch", "pkg:pypi/feedworks", "pkg:deb/debian/libc6"} <= purls
+
+
+def test_the_training_image_is_small_enough() -> None:
+    (found,) = json.loads(docker("image", "inspect", require(images.CPU)).stdout)
+    assert found["Size"] <= LARGEST_TRAIN_BYTES
+
+
+def test_serving_without_a_model_is_one_clear_line(tmp_path: Path) -> None:
+    said = run(require(images.CPU_SERVE), "recochain", "--model", "/models/recochain", check=False)
+    assert "feedworks: /models/recochain holds no packaged model" in said
+    assert "Traceback" not in said
