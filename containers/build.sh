@@ -53,7 +53,7 @@ for name in "$@"; do
     --file "containers/$kind.Containerfile" --target "$target" --tag "$tag" . 2>&1 \
     | tee "out/images/$name.log" | sed -nu 's/^#[0-9]* \(\[[^]]*\] [A-Z]* .\{0,80\}\).*/  \1/p' >&2 \
     || { tail -15 "out/images/$name.log" >&2; fail "$tag was not built; all of it: out/images/$name.log"; }
-  "$docker" run --rm --entrypoint cat "$tag" /opt/feedworks/bill.cdx.json > "out/images/$name.cdx.json"
+  "$docker" run --rm --entrypoint cat "$tag" /srv/feedworks/bill.cdx.json > "out/images/$name.cdx.json"
   bytes=$("$docker" image inspect --format '{{.Size}}' "$tag")
   awk -v tag="$tag" -v bytes="$bytes" 'BEGIN { printf "%-40s %6.2f GB\n", tag, bytes / 1e9 }'
 done

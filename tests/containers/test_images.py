@@ -24,7 +24,7 @@ def image(request: pytest.FixtureRequest) -> str:
 
 def test_the_user_is_nobody_and_writes_only_to_tmp(image: str) -> None:
     said = run(
-        image, "-c", "id -u; touch /tmp/a && echo made; touch /opt/feedworks/a || echo refused", options=SH
+        image, "-c", "id -u; touch /tmp/a && echo made; touch /srv/feedworks/a || echo refused", options=SH
     )
     assert said.split()[:2] == ["10001", "made"]
     assert "refused" in said
@@ -37,7 +37,7 @@ def test_there_is_no_compiler_and_no_pip(image: str) -> None:
     said = run(
         image, "-c", "command -v cc gcc g++ clang ld as make || echo none; command -v pip3", options=SH
     )
-    venv = [line for line in said.splitlines() if line.startswith("/opt/feedworks")]
+    venv = [line for line in said.splitlines() if line.startswith("/srv/feedworks")]
     assert "none" in said.split()
     assert not venv
 
@@ -56,7 +56,7 @@ def test_the_command_line_starts_on_a_read_only_root(image: str) -> None:
 
 
 def test_the_bill_of_materials_names_python_and_debian_packages(image: str) -> None:
-    bill = json.loads(run(image, "/opt/feedworks/bill.cdx.json", options=("--entrypoint", "cat")))
+    bill = json.loads(run(image, "/srv/feedworks/bill.cdx.json", options=("--entrypoint", "cat")))
     names = {component["name"] for component in bill["components"]}
     purls = {component.get("purl", "").split("@")[0] for component in bill["components"]}
     assert bill["bomFormat"] == "CycloneDX"

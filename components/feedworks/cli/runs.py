@@ -77,8 +77,9 @@ def run_paper(
         if runner != "steps":
             from feedworks.cli.local_pipeline import run_pipeline
 
-            settings: dict[str, Any] = {"source": source, "preset": preset, "overrides": overrides, "out": out}
-            run_pipeline(paper.name, **settings, containers=runner == "docker", image=image)
+            settings: dict[str, Any] = {"preset": preset, "overrides": overrides, "out": out}
+            containers = runner == "docker"
+            run_pipeline(paper.name, source=source, **settings, containers=containers, image=image)
             return
         data = None
         if not (paper.takes_model and config.outside.model):
