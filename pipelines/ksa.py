@@ -15,6 +15,8 @@ def pipeline(
     preset: str = "tiny",
     overrides: list[str] = [],  # noqa: B006
     num_gpus: str = "0",
+    num_nodes: int = 1,
+    gpus_per_node: int = 0,
     gpu_type: str = "nvidia.com/gpu",
     workspace_pvc: str = "feedworks-workspace",
     secret_name: str = "feedworks-tasks",
@@ -32,6 +34,8 @@ def pipeline(
         preset: tiny, small or paper.
         overrides: settings as key=value; mode=convert with base.folder converts a Qwen3 checkpoint.
         num_gpus: GPUs for each task that runs the model; 0 runs it on the CPU.
+        num_nodes: machines for each training; over 1 its task makes a TrainJob and only watches it.
+        gpus_per_node: GPUs of each of several machines; 0 trains on their CPUs.
         gpu_type: the GPU as a resource of a node: nvidia.com/gpu, amd.com/gpu, nvidia.com/mig-3g.40gb.
         workspace_pvc: volume claim that the tasks see at /workspace; data and models from outside lie there.
         secret_name: of a secret with HF_TOKEN, AWS_ACCESS_KEY_ID and the like; it may be absent.
@@ -44,7 +48,8 @@ def pipeline(
     corpus = {"corpus": prepared.outputs["corpus"]}
     hidden = component.make_needles(**corpus, **settings)
     data = corpus | {"needles": hidden.output}
-    trains = data | settings | {"num_gpus": num_gpus}
+    machines = {"num_gpus": num_gpus, "num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
+    trains = data | settings | machines
 
     pretrained = component.pretrain(**trains)
     distilled = component.distil(pretrained=pretrained.output, **trains)

@@ -15,6 +15,8 @@ def pipeline(
     preset: str = "tiny",
     overrides: list[str] = [],  # noqa: B006
     num_gpus: str = "0",
+    num_nodes: int = 1,
+    gpus_per_node: int = 0,
     gpu_type: str = "nvidia.com/gpu",
     workspace_pvc: str = "feedworks-workspace",
     secret_name: str = "feedworks-tasks",
@@ -32,6 +34,8 @@ def pipeline(
         preset: tiny, small or paper.
         overrides: settings as key=value; outside.model and outside.sides name a model that the tasks see.
         num_gpus: GPUs for each task that runs the model; 0 runs it on the CPU.
+        num_nodes: machines for each training; over 1 its task makes a TrainJob and only watches it.
+        gpus_per_node: GPUs of each of several machines; 0 trains on their CPUs.
         gpu_type: the GPU as a resource of a node: nvidia.com/gpu, amd.com/gpu, nvidia.com/mig-3g.40gb.
         workspace_pvc: volume claim that the tasks see at /workspace; data and models from outside lie there.
         secret_name: of a secret with HF_TOKEN, AWS_ACCESS_KEY_ID and the like; it may be absent.
@@ -40,9 +44,10 @@ def pipeline(
         tolerations: of taints, for every task, as Kubernetes writes them.
     """
     settings = {"preset": preset, "overrides": overrides}
+    machines = {"num_gpus": num_gpus, "num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
     prepared = component.prepare_candidates(source=source, data_version=data_version, **settings)
     candidates = {"candidates": prepared.outputs["candidates"]}
-    made = component.make_ranker(**candidates, num_gpus=num_gpus, **settings)
+    made = component.make_ranker(**candidates, **machines, **settings)
     ranker = {"ranker": made.output}
 
     coloured = component.colour_graph(**ranker, **settings)

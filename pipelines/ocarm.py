@@ -15,6 +15,8 @@ def pipeline(
     preset: str = "tiny",
     overrides: list[str] = [],  # noqa: B006
     num_gpus: str = "0",
+    num_nodes: int = 1,
+    gpus_per_node: int = 0,
     gpu_type: str = "nvidia.com/gpu",
     workspace_pvc: str = "feedworks-workspace",
     secret_name: str = "feedworks-tasks",
@@ -25,12 +27,13 @@ def pipeline(
     """Train a teacher on post-conversion content and a student without it; compare, audit, package.
 
     Args:
-        source: synthetic, or a folder that the tasks see: a retention data folder or raw files of a known
-            data set.
+        source: synthetic, or a folder that tasks see: a retention data folder or raw files of a known set.
         data_version: change it when the data behind source changed; else finished tasks are reused.
         preset: tiny, small or paper.
         overrides: settings as key=value.
         num_gpus: GPUs for each task that runs the model; 0 runs it on the CPU.
+        num_nodes: machines for each training; over 1 its task makes a TrainJob and only watches it.
+        gpus_per_node: GPUs of each of several machines; 0 trains on their CPUs.
         gpu_type: the GPU as a resource of a node: nvidia.com/gpu, amd.com/gpu, nvidia.com/mig-3g.40gb.
         workspace_pvc: volume claim that the tasks see at /workspace; data and models from outside lie there.
         secret_name: of a secret with HF_TOKEN, AWS_ACCESS_KEY_ID and the like; it may be absent.
@@ -39,20 +42,19 @@ def pipeline(
         tolerations: of taints, for every task, as Kubernetes writes them.
     """
     settings = {"preset": preset, "overrides": overrides}
+    machines = {"num_gpus": num_gpus, "num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
     built = component.build_samples(source=source, data_version=data_version, **settings)
-    tables = {"tables": built.outputs["tables"]}
-    samples = {"samples": built.outputs["samples"]}
+    samples, tables = ({name: built.outputs[name]} for name in ("samples", "tables"))
     joined = component.join_features(**samples, **tables)
     observables, content = ({name: joined.outputs[name]} for name in ("observables", "content"))
     audited = component.audit_times(**samples, **observables, **content, **settings)
     audit = {"audit": audited.outputs["audit"]}
     online = component.materialize(**tables, **settings).after(audited)
 
-    taught = component.train_teacher(**observables, **content, **audit, num_gpus=num_gpus, **settings)
-    teacher = {"teacher": taught.output}
-    exported = component.export_vectors(**observables, **content, **teacher, **settings)
-    trained = component.train_student(vectors=exported.output, **observables, num_gpus=num_gpus, **settings)
-    models = teacher | {"student": trained.output}
+    taught = component.train_teacher(**observables, **content, **audit, **machines, **settings)
+    exported = component.export_vectors(teacher=taught.output, **observables, **content, **settings)
+    trained = component.train_student(vectors=exported.output, **observables, **machines, **settings)
+    models = {"teacher": taught.output, "student": trained.output}
     verdict = component.audit_student(**observables, **models, **settings)
 
     seeds = component.choose_seeds(**settings)

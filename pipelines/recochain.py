@@ -15,6 +15,8 @@ def pipeline(
     preset: str = "tiny",
     overrides: list[str] = [],  # noqa: B006
     num_gpus: str = "0",
+    num_nodes: int = 1,
+    gpus_per_node: int = 0,
     gpu_type: str = "nvidia.com/gpu",
     workspace_pvc: str = "feedworks-workspace",
     secret_name: str = "feedworks-tasks",
@@ -30,6 +32,8 @@ def pipeline(
         preset: tiny, small or paper.
         overrides: settings as key=value.
         num_gpus: GPUs for each task that runs the model; 0 runs it on the CPU.
+        num_nodes: machines for each training; over 1 its task makes a TrainJob and only watches it.
+        gpus_per_node: GPUs of each of several machines; 0 trains on their CPUs.
         gpu_type: the GPU as a resource of a node: nvidia.com/gpu, amd.com/gpu, nvidia.com/mig-3g.40gb.
         workspace_pvc: volume claim that the tasks see at /workspace; data and models from outside lie there.
         secret_name: of a secret with HF_TOKEN, AWS_ACCESS_KEY_ID and the like; it may be absent.
@@ -38,6 +42,7 @@ def pipeline(
         tolerations: of taints, for every task, as Kubernetes writes them.
     """
     settings = {"preset": preset, "overrides": overrides}
+    machines = {"num_gpus": num_gpus, "num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
     prepared = component.prepare_sequences(source=source, data_version=data_version, **settings)
     sequences = {"sequences": prepared.outputs["sequences"]}
 
@@ -45,16 +50,16 @@ def pipeline(
     ids = component.assign_ids(tokenizer=tokenizer.output, **sequences, **settings)
     data = sequences | {"semantic_ids": ids.output}
 
-    generator = component.train_generator(num_gpus=num_gpus, **data, **settings)
+    generator = component.train_generator(**machines, **data, **settings)
     candidates = component.mine_candidates(generator=generator.output, **data, **settings)
     joint = component.train_joint(
         generator=generator.output,
         candidates=candidates.output,
-        num_gpus=num_gpus,
+        **machines,
         **data,
         **settings,
     )
-    sasrec = component.train_baseline(num_gpus=num_gpus, **sequences, **settings)
+    sasrec = component.train_baseline(**machines, **sequences, **settings)
     models = {"generator": generator.output, "joint": joint.output, "sasrec": sasrec.output}
     evaluated = component.evaluate(**models, **data, **settings)
 

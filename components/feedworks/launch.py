@@ -1,4 +1,4 @@
-"""One step of a paper in this process, or in several under torchrun: one for each GPU of the machine."""
+"""One step of a paper: in this process, in several under torchrun on this machine, or on several machines."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from feedworks.configuration import flatten
+from feedworks.distributed.launcher import launch_words, run_on_nodes
+from feedworks.distributed.trainjob import Nodes
 from feedworks.errors import ConfigError, FeedworksError
 from feedworks.papers import PAPERS
+from feedworks.progress import say
 
 
 def run_step(
@@ -21,6 +24,8 @@ def run_step(
     settings: tuple[str, Sequence[str]],
     *,
     num_processes: int | str = 0,
+    num_nodes: int = 1,
+    gpus_per_node: int = 0,
 ) -> None:
     """Call `feedworks.<paper>.steps.<step>(*paths, config)`.
 
@@ -31,6 +36,8 @@ def run_step(
         settings: name of a preset, and `key=value` overrides.
         num_processes: one for each GPU asked for; up to 1 runs the step here. Kubeflow reads a number of
             GPUs from text only, so that it may come as one.
+        num_nodes: machines; over 1 a TrainJob of the cluster trains, and this process watches it.
+        gpus_per_node: GPUs of each of several machines, with a process for each; 0 trains on their CPUs.
 
     Raises:
         ConfigError: there are fewer GPUs here, and no setting says `accelerator=cpu`.
@@ -39,14 +46,17 @@ def run_step(
     preset, overrides = settings
     num_processes = _count(num_processes)
     config = PAPERS[paper].part("config").resolve(preset, overrides)
+    if num_nodes > 1:
+        nodes = Nodes(num_nodes=num_nodes, gpus_per_node=gpus_per_node)
+        run_on_nodes(paper, step, paths, settings, nodes)
+        return
     if num_processes:
         _require_gpus(num_processes, config)
     if num_processes <= 1:
         getattr(PAPERS[paper].part("steps"), step)(*map(Path, paths), config)
         return
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    words = [f"--preset={preset}", *(f"--set={override}" for override in overrides), paper, step, *paths]
-    command = [sys.executable, "-m", *torchrun, "-m", __name__, *words]
+    command = [sys.executable, "-m", *torchrun, "-m", __name__, *launch_words(paper, step, paths, settings)]
     code = subprocess.run(command, check=False).returncode
     if code:
         raise FeedworksError(f"{paper}.{step} in {num_processes} processes ended with code {code}")
@@ -71,7 +81,7 @@ def _require_gpus(num_gpus: int, config: Any) -> None:
 
 
 def main() -> None:
-    """Run one step as one of torchrun's processes."""
+    """Run one step as one of torchrun's processes, on this machine or as Kubeflow Trainer started them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--preset", required=True)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
@@ -79,7 +89,14 @@ def main() -> None:
     parser.add_argument("step")
     parser.add_argument("paths", nargs="+")
     words = parser.parse_args()
-    run_step(words.paper, words.step, words.paths, (words.preset, words.overrides))
+    if Path(words.paths[-1]).exists():
+        # All machines start again when one of them fails, be it at the very end.
+        say(f"{words.step}: already done")
+        return
+    try:
+        run_step(words.paper, words.step, words.paths, (words.preset, words.overrides))
+    except FeedworksError as error:
+        sys.exit(f"feedworks: {error}")
 
 
 if __name__ == "__main__":

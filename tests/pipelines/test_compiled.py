@@ -88,6 +88,8 @@ def test_kfp_can_load_it() -> None:
             "preset",
             "overrides",
             "num_gpus",
+            "num_nodes",
+            "gpus_per_node",
             "gpu_type",
             "workspace_pvc",
             "secret_name",

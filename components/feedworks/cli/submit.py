@@ -75,6 +75,21 @@ def cluster_options(command: Any) -> Any:
             callback=placement.checked(placement.gpu_type),
             help="The GPU as a resource of a node.",
         ),
+        click.option(
+            "--gpus-per-node",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="With --nodes: GPUs of each; 0 trains on their CPUs.",
+        ),
+        click.option(
+            "--nodes",
+            "num_nodes",
+            type=click.IntRange(min=1),
+            default=1,
+            show_default=True,
+            help="Machines for each training; several want Kubeflow Trainer, and no --gpus for the task.",
+        ),
         click.option("--gpus", "num_gpus", type=click.IntRange(min=0), default=0, show_default=True),
     ):
         command = option(command)

@@ -54,6 +54,8 @@ def pretrain(
     preset: str,
     overrides: list[str],
     num_gpus: str,
+    num_nodes: int,
+    gpus_per_node: int,
     corpus: dsl.Input[dsl.Dataset],
     needles: dsl.Input[dsl.Dataset],
     pretrained: dsl.Output[dsl.Model],
@@ -62,7 +64,8 @@ def pretrain(
     from feedworks.launch import run_step
 
     paths = [corpus.path, needles.path, pretrained.path]
-    run_step("ksa", "pretrain", paths, (preset, overrides), num_processes=num_gpus)
+    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
+    run_step("ksa", "pretrain", paths, (preset, overrides), num_processes=num_gpus, **nodes)
 
 
 @dsl.component(base_image=images.GPU, install_kfp_package=False)
@@ -70,6 +73,8 @@ def distil(
     preset: str,
     overrides: list[str],
     num_gpus: str,
+    num_nodes: int,
+    gpus_per_node: int,
     corpus: dsl.Input[dsl.Dataset],
     needles: dsl.Input[dsl.Dataset],
     pretrained: dsl.Input[dsl.Model],
@@ -79,7 +84,8 @@ def distil(
     from feedworks.launch import run_step
 
     paths = [corpus.path, needles.path, pretrained.path, distilled.path]
-    run_step("ksa", "distil", paths, (preset, overrides), num_processes=num_gpus)
+    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
+    run_step("ksa", "distil", paths, (preset, overrides), num_processes=num_gpus, **nodes)
 
 
 @dsl.component(base_image=images.GPU, install_kfp_package=False)
@@ -87,6 +93,8 @@ def anneal(
     preset: str,
     overrides: list[str],
     num_gpus: str,
+    num_nodes: int,
+    gpus_per_node: int,
     corpus: dsl.Input[dsl.Dataset],
     needles: dsl.Input[dsl.Dataset],
     distilled: dsl.Input[dsl.Model],
@@ -96,7 +104,8 @@ def anneal(
     from feedworks.launch import run_step
 
     paths = [corpus.path, needles.path, distilled.path, annealed.path]
-    run_step("ksa", "anneal", paths, (preset, overrides), num_processes=num_gpus)
+    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
+    run_step("ksa", "anneal", paths, (preset, overrides), num_processes=num_gpus, **nodes)
 
 
 @dsl.component(base_image=images.GPU, install_kfp_package=False)
@@ -104,6 +113,8 @@ def extend(
     preset: str,
     overrides: list[str],
     num_gpus: str,
+    num_nodes: int,
+    gpus_per_node: int,
     corpus: dsl.Input[dsl.Dataset],
     needles: dsl.Input[dsl.Dataset],
     annealed: dsl.Input[dsl.Model],
@@ -113,7 +124,8 @@ def extend(
     from feedworks.launch import run_step
 
     paths = [corpus.path, needles.path, annealed.path, extended.path]
-    run_step("ksa", "extend", paths, (preset, overrides), num_processes=num_gpus)
+    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
+    run_step("ksa", "extend", paths, (preset, overrides), num_processes=num_gpus, **nodes)
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
@@ -129,6 +141,8 @@ def train_baseline(
     preset: str,
     overrides: list[str],
     num_gpus: str,
+    num_nodes: int,
+    gpus_per_node: int,
     attention: str,
     corpus: dsl.Input[dsl.Dataset],
     needles: dsl.Input[dsl.Dataset],
@@ -139,7 +153,8 @@ def train_baseline(
 
     paths = [corpus.path, needles.path, baseline.path]
     settings = (preset, [*overrides, f"baselines={attention}"])
-    run_step("ksa", "train_baseline", paths, settings, num_processes=num_gpus)
+    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
+    run_step("ksa", "train_baseline", paths, settings, num_processes=num_gpus, **nodes)
 
 
 @dsl.component(base_image=images.GPU, install_kfp_package=False)

@@ -41,6 +41,8 @@ def make_ranker(
     preset: str,
     overrides: list[str],
     num_gpus: str,
+    num_nodes: int,
+    gpus_per_node: int,
     candidates: dsl.Input[dsl.Dataset],
     ranker: dsl.Output[dsl.Model],
 ) -> None:
@@ -48,7 +50,8 @@ def make_ranker(
     from feedworks.launch import run_step
 
     paths = [candidates.path, ranker.path]
-    run_step("mari", "make_ranker", paths, (preset, overrides), num_processes=num_gpus)
+    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
+    run_step("mari", "make_ranker", paths, (preset, overrides), num_processes=num_gpus, **nodes)
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)

@@ -77,6 +77,8 @@ def train_teacher(
     preset: str,
     overrides: list[str],
     num_gpus: str,
+    num_nodes: int,
+    gpus_per_node: int,
     observables: dsl.Input[dsl.Dataset],
     content: dsl.Input[dsl.Dataset],
     audit: dsl.Input[dsl.Artifact],
@@ -86,7 +88,8 @@ def train_teacher(
     from feedworks.launch import run_step
 
     paths = [observables.path, content.path, teacher.path]
-    run_step("ocarm", "train_teacher", paths, (preset, overrides), num_processes=num_gpus)
+    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
+    run_step("ocarm", "train_teacher", paths, (preset, overrides), num_processes=num_gpus, **nodes)
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
@@ -112,6 +115,8 @@ def train_student(
     preset: str,
     overrides: list[str],
     num_gpus: str,
+    num_nodes: int,
+    gpus_per_node: int,
     observables: dsl.Input[dsl.Dataset],
     vectors: dsl.Input[dsl.Dataset],
     student: dsl.Output[dsl.Model],
@@ -120,7 +125,8 @@ def train_student(
     from feedworks.launch import run_step
 
     paths = [observables.path, vectors.path, student.path]
-    run_step("ocarm", "train_student", paths, (preset, overrides), num_processes=num_gpus)
+    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
+    run_step("ocarm", "train_student", paths, (preset, overrides), num_processes=num_gpus, **nodes)
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)

@@ -70,6 +70,8 @@ def train_generator(
     preset: str,
     overrides: list[str],
     num_gpus: str,
+    num_nodes: int,
+    gpus_per_node: int,
     sequences: dsl.Input[dsl.Dataset],
     semantic_ids: dsl.Input[dsl.Dataset],
     generator: dsl.Output[dsl.Model],
@@ -79,7 +81,8 @@ def train_generator(
 
     paths = [each.path for each in (sequences, semantic_ids, generator)]
     settings = (preset, overrides)
-    run_step("recochain", "train_generator", paths, settings, num_processes=num_gpus)
+    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
+    run_step("recochain", "train_generator", paths, settings, num_processes=num_gpus, **nodes)
 
 
 @dsl.component(base_image=images.GPU, install_kfp_package=False)
@@ -105,6 +108,8 @@ def train_joint(
     preset: str,
     overrides: list[str],
     num_gpus: str,
+    num_nodes: int,
+    gpus_per_node: int,
     sequences: dsl.Input[dsl.Dataset],
     semantic_ids: dsl.Input[dsl.Dataset],
     generator: dsl.Input[dsl.Model],
@@ -116,7 +121,8 @@ def train_joint(
 
     paths = [each.path for each in (sequences, semantic_ids, generator, candidates, joint)]
     settings = (preset, overrides)
-    run_step("recochain", "train_joint", paths, settings, num_processes=num_gpus)
+    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
+    run_step("recochain", "train_joint", paths, settings, num_processes=num_gpus, **nodes)
 
 
 @dsl.component(base_image=images.GPU, install_kfp_package=False)
@@ -124,6 +130,8 @@ def train_baseline(
     preset: str,
     overrides: list[str],
     num_gpus: str,
+    num_nodes: int,
+    gpus_per_node: int,
     sequences: dsl.Input[dsl.Dataset],
     sasrec: dsl.Output[dsl.Model],
 ) -> None:
@@ -132,7 +140,8 @@ def train_baseline(
 
     paths = [sequences.path, sasrec.path]
     settings = (preset, overrides)
-    run_step("recochain", "train_baseline", paths, settings, num_processes=num_gpus)
+    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
+    run_step("recochain", "train_baseline", paths, settings, num_processes=num_gpus, **nodes)
 
 
 @dsl.component(base_image=images.GPU, install_kfp_package=False)

@@ -52,13 +52,13 @@ def test_the_components_hand_over_from_events_to_a_model(tmp_path: Path) -> None
     call(component.prepare_sequences, "sequences", "validation", source=str(source), data_version="1")
     assert made["sequences"].metadata["num_users"] == 120
     assert Path(made["validation"].path).read_text().lower().startswith("<!doctype html")
-    data = ("sequences", "semantic_ids")
+    data, one = ("sequences", "semantic_ids"), {"num_nodes": 1, "gpus_per_node": 0}
     call(component.fit_tokenizer, "sequences", "tokenizer")
     call(component.assign_ids, *data, "tokenizer")
-    call(component.train_generator, *data, "generator", num_gpus="0")
+    call(component.train_generator, *data, "generator", num_gpus="0", **one)
     call(component.mine_candidates, *data, "generator", "candidates")
-    call(component.train_joint, *data, "generator", "candidates", "joint", num_gpus="2")
-    call(component.train_baseline, "sequences", "sasrec", num_gpus="1")
+    call(component.train_joint, *data, "generator", "candidates", "joint", num_gpus="2", **one)
+    call(component.train_baseline, "sequences", "sasrec", num_gpus="1", **one)
     call(component.evaluate, *data, "generator", "joint", "sasrec", "evaluation", "metrics", "report")
     logged = made["metrics"].metadata
     assert json.loads(json.dumps(logged, allow_nan=False)) == logged

@@ -1,0 +1,129 @@
+"""The TrainJob (trainer.kubeflow.org/v1alpha1) of a training step; only here Kubeflow's models are imported.
+
+Its pods come from the ClusterTrainingRuntime `feedworks-torch` of the manifests, which gives them the shared
+volume, the account and the rights; Kubeflow Trainer tells torchrun the nodes by PET_* variables.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from feedworks import images
+from feedworks.errors import ConfigError
+
+GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
+RUNTIME = "feedworks-torch"
+GPU_VARIABLE = "FEEDWORKS_GPU_TYPE"
+LAUNCH = ("python", "-m", "torch.distributed.run", "-m", "feedworks.launch")
+# Of the pods of a job; JobSet writes the labels, and the Job each pod's number.
+POD_LABELS = "jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name=node"
+POD_INDEX = "batch.kubernetes.io/job-completion-index"
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """The machines of a training.
+
+    Attributes:
+        num_nodes: machines, a pod on each.
+        gpus_per_node: GPUs of each, with a process for each; 0 trains on CPUs.
+        processes_per_node: processes of each where there is no GPU.
+    """
+
+    num_nodes: int
+    gpus_per_node: int = 0
+    processes_per_node: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_nodes", 1), ("gpus_per_node", 0), ("processes_per_node", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected at least {least}")
+
+    @property
+    def processes(self) -> int:
+        """Processes of each machine."""
+        return self.gpus_per_node or self.processes_per_node
+
+
+def build(
+    name: str,
+    words: Sequence[str],
+    nodes: Nodes,
+    *,
+    namespace: str,
+    labels: dict[str, str],
+    limits: dict[str, str],
+) -> dict[str, Any]:
+    """Return the object that the API is sent.
+
+    Args:
+        name: of the job; DNS-1035, at most 40 characters, so that those of its pods fit.
+        words: arguments of `feedworks.launch`.
+        nodes: how many pods, processes and GPUs.
+        namespace: where.
+        labels: of the job.
+        limits: CPU and memory of each pod, see `own_limits`; without them those of the runtime hold.
+    """
+    from kubeflow_trainer_api import models
+
+    # A job's resources take the place of the runtime's: a GPU alone would lift the limit on memory.
+    asked = limits | ({gpu_type(): str(nodes.gpus_per_node)} if nodes.gpus_per_node else {})
+    resources = {"limits": asked, "requests": asked} if limits else {"limits": asked}
+    job = models.TrainerV1alpha1TrainJob.from_dict(
+        {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": "TrainJob",
+            "metadata": {"name": name, "namespace": namespace, "labels": labels},
+            "spec": {
+                "runtimeRef": {"name": RUNTIME},
+                "trainer": {
+                    "image": images.GPU if nodes.gpus_per_node else images.CPU,
+                    "command": list(LAUNCH),
+                    "args": list(words),
+                    "env": [{"name": "PYTHONUNBUFFERED", "value": "1"}],
+                    "numNodes": nodes.num_nodes,
+                    "numProcPerNode": nodes.processes,
+                    **({"resourcesPerNode": resources} if asked else {}),
+                },
+            },
+        }
+    )
+    assert job is not None
+    found: dict[str, Any] = job.to_dict()
+    return found
+
+
+def gpu_type() -> str:
+    """Return the name of a GPU as a resource of a node."""
+    return os.environ.get(GPU_VARIABLE, "nvidia.com/gpu")
+
+
+def own_limits(cgroup: Path = _CGROUP) -> dict[str, str]:
+    """Return the limits on CPU and memory of this container, which each machine of the training gets, too.
+
+    Args:
+        cgroup: where the kernel tells them, version 2 or 1; nothing is limited where it does not.
+    """
+    found = {}
+    cores = _read(cgroup / "cpu.max").split() or [
+        _read(cgroup / "cpu" / "cpu.cfs_quota_us"),
+        _read(cgroup / "cpu" / "cpu.cfs_period_us"),
+    ]
+    if len(cores) == 2 and all(each.isdecimal() for each in cores):
+        found["cpu"] = f"{int(cores[0]) * 1000 // int(cores[1])}m"
+    memory = _read(cgroup / "memory.max") or _read(cgroup / "memory" / "memory.limit_in_bytes")
+    if memory.isdecimal() and int(memory) < 1 << 60:  # version 1 writes a huge number for none
+        found["memory"] = memory
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
