@@ -88,8 +88,9 @@ def test_a_run_that_is_interrupted_leaves_no_container(data: Path, tmp_path: Pat
 
 def mine(out: Path) -> list[str]:
     """Running containers that a run into `out` started."""
-    names = docker("ps", "-q", "--filter", "label=feedworks.run", "--filter", f"volume={out}/work/kfp").stdout
-    return names.split()
+    volume = out / "work" / "kfp"
+    names = docker("ps", "-q", "--filter", "label=feedworks.run", "--filter", f"volume={volume}")
+    return names.stdout.split()
 
 
 @pytest.mark.parametrize(

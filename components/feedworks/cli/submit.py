@@ -75,6 +75,15 @@ def cluster_options(command: Any) -> Any:
             callback=placement.checked(placement.gpu_type),
             help="The GPU as a resource of a node.",
         ),
+        click.option("--gpus", "num_gpus", type=click.IntRange(min=0), default=0, show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
+def training_options(command: Any) -> Any:
+    """The options that say on how many machines a training runs."""
+    for option in (
         click.option(
             "--gpus-per-node",
             type=click.IntRange(min=0),
@@ -90,7 +99,6 @@ def cluster_options(command: Any) -> Any:
             show_default=True,
             help="Machines for each training; several want Kubeflow Trainer, and no --gpus for the task.",
         ),
-        click.option("--gpus", "num_gpus", type=click.IntRange(min=0), default=0, show_default=True),
     ):
         command = option(command)
     return command
@@ -116,6 +124,7 @@ def cluster_options(command: Any) -> Any:
 )
 @click.option("--data-version", help="Change it when the data changed.  [default: 1; with --cron, each run]")
 @cluster_options
+@training_options
 @click.option(
     "--cron",
     callback=placement.checked(placement.cron),
