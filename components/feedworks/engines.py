@@ -25,23 +25,34 @@ Pass = Callable[[Sequence[int]], Iterator[pa.RecordBatch]]
 # Rows of one task, as far as row groups are not larger: some seconds of work against 10 ms for a task.
 TASK_ROWS = 2_097_152
 CONNECT_S, ANSWER_S = 5.0, 60.0
+SHOWN = 300  # letters of what Ray says
 # `ray.init` takes minutes for a server that is none, and then ends the process: another one tries first.
-_TRY = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False); ray.shutdown()"
+_TRY = "import ray; ray.init(address='auto', log_to_driver=False); ray.shutdown()"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
     """Where the heavy pass of preparation runs.
 
+    Ray Data has its driver on a machine of the cluster, so that a step that takes a cluster is started there.
+
     Attributes:
         engine: `local` is this process, `ray` takes Ray Data.
         address: of the Ray cluster: `local` starts one on this machine for the time of the pass, `auto` takes
-            the one that this machine belongs to, `host:port` that of a head node. All its nodes must see the
-            data folder under the same path.
+            the one that this machine belongs to, or that RAY_ADDRESS names. All its nodes must see the data
+            folder under the same path.
     """
 
     engine: Literal["local", "ray"] = "local"
     address: str = "local"
+
+    def __post_init__(self) -> None:
+        if self.address not in ("local", "auto"):
+            raise ConfigError(
+                f"prepare.address={self.address!r}: expected local or auto; a cluster is not reached from "
+                "outside: start this step on one of its machines with prepare.address=auto, by a RayJob "
+                "(manifests/README.md) or by `ray job submit`"
+            )
 
 
 def over_row_groups(
@@ -102,13 +113,15 @@ def _on_ray(function: Pass, tasks: list[list[int]]) -> Iterator[pa.RecordBatch]:
 
 def _of_the_pass(error: BaseException) -> FeedworksError:
     """What the pass raised in a worker, or what happened to Ray itself."""
+    from ray.exceptions import RayError
+
     inner: BaseException | None = error
     while inner is not None:
-        if isinstance(inner, FeedworksError):
+        # Ray's copy of an error is of its class, too, and has a trace for a text.
+        if isinstance(inner, FeedworksError) and not isinstance(inner, RayError):
             return inner
         inner = getattr(inner, "cause", None) or inner.__cause__
-    reason = " ".join(str(error).split())[-300:]
-    return FeedworksError(f"prepare.engine=ray: the pass broke off ({type(error).__name__}: {reason})")
+    return FeedworksError(f"prepare.engine=ray: the pass broke off ({type(error).__name__}: {_short(error)})")
 
 
 @contextmanager
@@ -124,44 +137,56 @@ def _cluster(address: str) -> Iterator[None]:
     if ray.is_initialized():  # by the caller, whose cluster it is
         yield
         return
-    if address not in ("local", "auto"):
-        _require_cluster(address)
+    if address == "auto":
+        _require_cluster()
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise _no_cluster(address, str(error)) from None
+        if address == "auto":
+            raise _no_cluster(str(error)) from None
+        raise FeedworksError(f"prepare.address=local: Ray does not start here ({_short(error)})") from None
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _require_cluster(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"prepare.address={address!r}: expected local, auto or host:port of a head node")
+def _require_cluster() -> None:
+    named = os.environ.get("RAY_ADDRESS", "")
+    if "://" in named:
+        raise _no_cluster("not a machine of it, and Ray Data does not run from outside")
+    host, _, port = named.rpartition(":")
+    if port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+        except OSError as error:
+            raise _no_cluster(str(error)) from None
+    command = [sys.executable, "-c", _TRY]
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-    except OSError as error:
-        raise _no_cluster(address, str(error)) from None
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _TRY, address],
-            capture_output=True,
-            text=True,
-            timeout=ANSWER_S,
-            check=False,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
     except subprocess.TimeoutExpired:
-        raise _no_cluster(address, f"no answer within {ANSWER_S:g} s") from None
+        raise _no_cluster(f"no answer within {ANSWER_S:g} s") from None
     if done.returncode:
-        raise _no_cluster(address, done.stderr)
+        raise _no_cluster(_reason(done.stderr))
 
 
-def _no_cluster(address: str, reason: str) -> ConfigError:
-    lines = reason.strip().splitlines() or ["no reason given"]
+def _reason(trace: str) -> str:
+    """The last line of a trace that names an error; Ray's own code prints its frames below."""
+    lines = trace.strip().splitlines() or ["no reason given"]
+    return next((line for line in reversed(lines) if "Error" in line), lines[-1])
+
+
+def _no_cluster(reason: str) -> ConfigError:
+    named = os.environ.get("RAY_ADDRESS")
+    where = f" at RAY_ADDRESS={named}" if named else " on this machine"
     return ConfigError(
-        f"prepare.address={address}: no Ray cluster answers there ({lines[-1][:200]}); start one, correct "
-        "the address or set prepare.address=local"
+        f"prepare.address=auto: no Ray cluster answers{where} ({_short(reason)}); start the "
+        "step on a machine of a cluster, or set prepare.address=local"
     )
+
+
+def _short(reason: object) -> str:
+    """The end of a text in one line: Ray says there what happened."""
+    text = " ".join(str(reason).split())
+    return text if len(text) <= SHOWN else "..." + text[-SHOWN:]

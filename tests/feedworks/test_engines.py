@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from feedworks import engines
+from feedworks.contracts.synthetic import write_synthetic
+from feedworks.contracts.tables import INTERACTIONS
 from feedworks.engines import PrepareConfig, over_row_groups
 from feedworks.errors import ConfigError
+from feedworks.recochain import steps
+from feedworks.recochain.config import resolve, tiny
 
 
 def numbers(row_groups: Sequence[int]) -> Iterator[pa.RecordBatch]:
@@ -42,11 +52,19 @@ def test_without_ray_the_error_names_the_extra(monkeypatch):
         on_ray()
 
 
-@pytest.mark.parametrize("address", ["", "head", "head:x", ":1"])
-def test_an_address_that_is_none_is_refused(address):
+@pytest.mark.parametrize("address", ["", "head", "10.0.0.1:6379", "ray://feedworks-head-svc:10001"])
+def test_a_cluster_is_not_reached_from_outside(address):
+    with pytest.raises(ConfigError, match=r"expected local or auto; .* by a RayJob \(manifests/README.md\)"):
+        PrepareConfig(engine="ray", address=address)
+    with pytest.raises(ConfigError, match=r"prepare.address=.*: expected local or auto"):
+        resolve("tiny", ["prepare.engine=ray", f"prepare.address={address}"])
+
+
+def test_a_client_in_the_environment_is_told(monkeypatch):
     pytest.importorskip("ray")
-    with pytest.raises(ConfigError, match=r"expected local, auto or host:port"):
-        on_ray(address)
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(ConfigError, match=r"at RAY_ADDRESS=ray://head:10001 \(not a machine of it, "):
+        on_ray("auto")
 
 
 def test_nobody_at_the_address(monkeypatch):
@@ -54,21 +72,29 @@ def test_nobody_at_the_address(monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-        with pytest.raises(
-            ConfigError, match=f"prepare.address={address}: no Ray cluster answers there .*refused"
-        ):
-            on_ray(address)
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ConfigError, match=f"no Ray cluster answers at RAY_ADDRESS={address} .*refused"):
+            on_ray("auto")
 
 
 def test_a_server_that_never_answers_is_not_waited_for(monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setattr(engines, "ANSWER_S", 2.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
-        with pytest.raises(ConfigError, match=r"no Ray cluster answers there \(no answer within 2 s\)"):
-            on_ray(address)
+        with pytest.raises(ConfigError, match=r"no Ray cluster answers .* \(no answer within 2 s\)"):
+            on_ray("auto")
         assert time.monotonic() - started < 30
+
+
+@pytest.mark.slow
+def test_a_machine_without_a_cluster_is_told(monkeypatch, tmp_path):
+    pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"no Ray cluster answers on this machine \(ConnectionError"):
+        on_ray("auto")
 
 
 # In a process of its own: Ray leaves threads and sockets behind, of which pytest would warn.
@@ -132,3 +158,84 @@ def test_ray_prepares_the_same_bytes_and_tells_the_same_errors(tmp_path):
     unsorted, damaged = [line for line in done.stdout.splitlines() if line.startswith("DataError ")]
     assert unsorted.startswith("DataError table interactions: row 501 stands out of the order")
     assert damaged.startswith("DataError table interactions: cannot read ")
+
+
+# The driver of a job, on the head of a cluster of two machines: where tasks ran, and the same bytes.
+DRIVER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import pyarrow as pa
+from feedworks import engines
+from feedworks.recochain import steps
+from feedworks.recochain.config import tiny
+
+def where(row_groups):
+    import ray, time
+    time.sleep(0.2)
+    yield pa.RecordBatch.from_pydict({"node": [ray.get_runtime_context().get_node_id()] * len(row_groups)})
+
+engines.TASK_ROWS = 900
+auto = engines.PrepareConfig(engine="ray", address="auto")
+nodes = [batch["node"][0].as_py() for batch in engines.over_row_groups(where, [900] * 16, auto)]
+print("nodes", len(nodes), len(set(nodes)))
+steps.prepare(Path(sys.argv[1]), Path(sys.argv[2]), replace(tiny(), prepare=auto))
+"""
+
+
+@pytest.fixture
+def two_nodes():
+    """The environment of a job on a cluster of two machines with a processor each, both of them here."""
+    pytest.importorskip("ray")
+    ray = str(Path(sys.executable).with_name("ray"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = {
+        "head": ["--head", f"--port={port}", "--include-dashboard=false"],
+        "worker": [f"--address=127.0.0.1:{port}"],
+    }
+    common = ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--object-store-memory=100000000", "--block"]
+    # A machine may hold a token of another cluster. The folder's name is short, as names of sockets are.
+    with tempfile.TemporaryDirectory(prefix="ray") as folder, ExitStack() as stack:
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        quick = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+        env = os.environ | token | quick | {"RAY_TMPDIR": folder}
+        for name, start in words.items():
+            log = stack.enter_context(Path(folder, f"{name}.log").open("w"))
+            command = [ray, "start", *start, *common]
+            node = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
+            stack.callback(node.wait)
+            stack.callback(node.terminate)
+            _wait_for(Path(log.name), "Ray runtime started", node)
+        yield env | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+
+
+def _wait_for(log: Path, words: str, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 60
+    while words not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_two_machines_prepare_the_same_bytes(two_nodes, tmp_path):
+    data = write_synthetic(tmp_path / "data", num_users=400, num_items=60, mean_events=20, seed=5).folder
+    events = pq.read_table(INTERACTIONS.path(data))
+    pq.write_table(events, INTERACTIONS.path(data), row_group_size=300)
+    steps.prepare(data, tmp_path / "local", tiny())
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(data), str(tmp_path / "ray")],
+        env=two_nodes,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "nodes 16 2" in done.stdout
+    contents = [
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("local", "ray")
+    ]
+    assert contents[0] == contents[1]

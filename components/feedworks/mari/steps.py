@@ -127,13 +127,15 @@ def train(data_dir: Path, out_dir: Path, cfg: MariConfig) -> Ranker:
         read_fields(data_dir), history=cfg.ranker.arch == "din", max_candidates=cfg.max_candidates
     )
     model = build_ranker(cfg.ranker, schema, seed=cfg.seed)
-    rows = read_rows(data_dir, "train")
+    scratch = out_dir.parent
+    scratch.mkdir(parents=True, exist_ok=True)
+    rows = read_rows(data_dir, "train", scratch)
     state = state_of(out_dir)
     result = train_ranker(
         model,
         schema,
-        without_contradictions(rows) if cfg.ranker.drop_contradictions else rows,
-        read_rows(data_dir, "valid"),
+        without_contradictions(rows, scratch) if cfg.ranker.drop_contradictions else rows,
+        read_rows(data_dir, "valid", scratch),
         seeded(cfg.training, cfg.seed),
         state,
         embedding_l2=cfg.ranker.embedding_l2,

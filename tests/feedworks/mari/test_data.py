@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from feedworks.contracts.ranking import Field, RankingFields, read_fields
+from feedworks.contracts import files
+from feedworks.contracts.ranking import FIELDS_FILE, Field, RankingFields, read_fields
 from feedworks.contracts.synthetic_ranking import write_synthetic_ranking
 from feedworks.errors import DataError
+from feedworks.mari import data
 from feedworks.mari.data import Rows, read_rows, schema_of, shuffled, without_contradictions
 from feedworks.mari.schema import ModelInput, RankerSchema
 
@@ -54,6 +59,26 @@ def test_rows_are_those_of_the_file(folder):
         assert tensor.shape == (500, *each.shape)
         assert (tensor < torch.tensor(each.sizes)).all()
     assert read_rows(folder, "test").num_rows == 100
+
+
+@pytest.mark.parametrize("row_group_size", [1, 7, 1000])
+def test_rows_that_are_mapped_are_those_that_are_held(folder, tmp_path, monkeypatch, row_group_size):
+    held = read_rows(folder, "train")
+    (tmp_path / FIELDS_FILE).write_bytes((folder / FIELDS_FILE).read_bytes())
+    table = pq.read_table(folder / "train.parquet")
+    pq.write_table(table, tmp_path / "train.parquet", row_group_size=row_group_size)
+    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(data, "BLOCK_ROWS", 9)
+    monkeypatch.setattr(files, "ROW_GROUP_ROWS", 11)
+    mapped = read_rows(tmp_path, "train", tmp_path)
+    pairs = zip(
+        (*held, *without_contradictions(held)), (*mapped, *without_contradictions(mapped)), strict=True
+    )
+    for one, other in pairs:
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    assert str(tmp_path) in Path("/proc/self/maps").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FIELDS_FILE, "train.parquet"]
 
 
 def test_an_input_that_the_data_lack_is_refused(folder):
