@@ -11,6 +11,7 @@ for package in pandas scipy sklearn sympy networkx matplotlib statsmodels dask d
   [ -d "$site/$package" ] || continue
   find "$site/$package" -depth -type d \( -name tests -o -name test \) -exec rm -rf {} +
 done
-# Libraries below *.libs were moved about by the tool that packed them and break when they are stripped.
-find "$site" -name '*.so*' -type f -not -path '*.libs/*' -exec strip --strip-unneeded {} +
+# Libraries below *.libs were moved about by the tool that packed them and break when they are stripped; those of
+# CUDA come stripped.
+find "$site" -name '*.so*' -type f -not -path '*.libs/*' -not -path '*/nvidia/*' -not -name 'libtorch_cuda*' -exec strip --strip-unneeded {} +
 "$1/bin/pip" uninstall -q -y pip

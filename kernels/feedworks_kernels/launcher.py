@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 LIBCUDA = "TRITON_LIBCUDA_PATH"
@@ -38,27 +40,38 @@ def compile_launcher(folder: Path) -> None:
     def key_of(linkage: str) -> str:
         return ",".join([platform.machine(), platform.system(), platform.architecture()[0], linkage])
 
-    before = build.platform_key
+    before = build.platform_key, build._load_module_from_path
     with knobs.cache.scope(), knobs.build.scope():
         knobs.cache.dir = str(folder.resolve())
         knobs.cache.manager_class = None
         knobs.build.impl = _build
+        build._load_module_from_path = lambda name, path: _NotLoaded()
         try:
             # Python asks the program `file` how programs are linked and says nothing where there is none: the
             # machine that builds may have it and the one that runs not.
             for linkage in ("ELF", ""):
                 build.platform_key = lambda linkage=linkage: key_of(linkage)
-                build.compile_so_from_file(
-                    src_path=os.path.join(driver.dirname, "driver.c"),  # noqa: PTH118
-                    name="cuda_utils",
-                    library_dirs=driver.library_dirs(),
-                    include_dirs=driver.include_dirs,
-                    libraries=driver.libraries,
-                )
+                # Each release compiles by another function; its own constructor knows which.
+                driver.CudaUtils.__init__(SimpleNamespace())
         except (OSError, subprocess.CalledProcessError) as error:
             raise RuntimeError(f"Triton's launcher cannot be compiled ({error}): install gcc") from None
         finally:
-            build.platform_key = before
+            build.platform_key, build._load_module_from_path = before
+
+
+class _NotLoaded:
+    """Stands for the module, which loads only where there is a driver."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+def _compiler() -> str:
+    """Return the compiler that Triton takes."""
+    found = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if found is None:
+        raise FileNotFoundError("neither CC, gcc nor clang")
+    return found
 
 
 def _build(
@@ -76,15 +89,14 @@ def _build(
     stub, empty = Path(folder) / "driver", Path(folder) / "empty.c"
     stub.mkdir()
     empty.touch()
-    compiler = build._find_compiler("c")
-    shared = [compiler, empty, "-shared", "-fPIC", f"-Wl,-soname,{_DRIVER}", "-o", stub / _DRIVER]
-    subprocess.run(shared, check=True)
+    words = ["-shared", "-fPIC", f"-Wl,-soname,{_DRIVER}", "-o"]
+    subprocess.run([_compiler(), str(empty), *words, str(stub / _DRIVER)], check=True)
     # Some compilers leave out libraries that nothing is taken from, as nothing is from an empty one.
     needed = ["-Wl,--no-as-needed", f"-l:{_DRIVER}"]
     knobs.build.impl = None
     try:
         path: Any = build._build(
-            name, source, folder, [str(stub), *library_dirs], include_dirs, libraries, needed, language="c"
+            name, source, folder, [str(stub), *library_dirs], include_dirs, libraries, needed
         )
     finally:
         knobs.build.impl = _build

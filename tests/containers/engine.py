@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
+import urllib.error
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from feedworks.serving.server import post_json
 
 DOCKER = "/usr/bin/docker" if Path("/usr/bin/docker").exists() else shutil.which("docker") or "docker"
 LIKE_A_CLUSTER = ("--read-only", "--tmpfs", "/tmp:rw,exec,mode=1777", "--cap-drop=ALL")
@@ -50,3 +55,18 @@ def started(image: str, *words: str, options: tuple[str, ...] = ()) -> Iterator[
         yield name
     finally:
         docker("rm", "-f", name, check=False)
+
+
+def ask(container: str, address: str, body: dict[str, Any], within_s: float = 120.0) -> dict[str, Any]:
+    """Ask a service in a container until it answers; its log is told when it does not."""
+    end_s = time.monotonic() + within_s
+    while True:
+        try:
+            return post_json(address, body)
+        except (urllib.error.URLError, ConnectionError) as error:
+            starting = not isinstance(error, urllib.error.HTTPError) or error.code == 503
+            if starting and time.monotonic() < end_s:
+                time.sleep(0.2)
+                continue
+            done = docker("logs", container, check=False)
+            raise AssertionError(f"{address}: {error}\n{done.stdout[-2000:]}{done.stderr[-2000:]}") from None

@@ -69,6 +69,27 @@ def test_the_training_image_is_small_enough() -> None:
     assert found["Size"] <= LARGEST_TRAIN_BYTES
 
 
+FOUND = """
+import sys
+from feedworks_kernels.ahead import calls_of, compile_calls
+for module in ("feedworks.recochain.kernel_calls", "feedworks.ksa.kernel_calls"):
+    result = compile_calls(calls_of(module, training=sys.argv[1] == "train"), int(sys.argv[2]))
+    print(module, len(result.compiled), result.found)
+"""
+
+
+@pytest.mark.parametrize("target", ["train", "serve"])
+@pytest.mark.parametrize("architecture", ["80", "90"])
+def test_the_kernels_of_the_models_are_compiled_in_the_image(target: str, architecture: str) -> None:
+    image = require(images.GPU if target == "train" else images.GPU_SERVE)
+    said = run(image, "-c", FOUND, target, architecture, options=("--entrypoint", "python3"))
+    found = [line.split()[1:] for line in said.splitlines() if line.startswith("feedworks.")]
+    assert len(found) == 2, said
+    for compiled, there in found:
+        assert compiled == "0", said
+        assert int(there) > 10
+
+
 def test_serving_without_a_model_is_one_clear_line(tmp_path: Path) -> None:
     said = run(require(images.CPU_SERVE), "recochain", "--model", "/models/recochain", check=False)
     assert "feedworks: /models/recochain holds no packaged model" in said

@@ -174,16 +174,12 @@ def test_the_launcher_loads_without_a_compiler(compiled, tmp_path, with_file):
     ],
 )
 def test_errors(tmp_path, monkeypatch, capsys, words, code, message):
-    from triton.runtime import build
-
     # Modules that are there anyway stand for some of calls.
     for module in ("string", "colorsys"):
         monkeypatch.setattr(f"{module}.calls", lambda *, training: [], raising=False)
     monkeypatch.setenv("TRITON_LIBCUDA_PATH", "" if "string" in words else "/any")
     monkeypatch.setenv("CC", "/none/gcc")
-    build._find_compiler.cache_clear()
     with contextlib.ExitStack() as stack:
-        stack.callback(build._find_compiler.cache_clear)
         stop = stack.enter_context(pytest.raises(SystemExit)) if code == 2 else None
         options = ["--folder", str(tmp_path / "cache"), *words]
         found = main([*options, *(() if code == 2 else ("--architecture", "90"))])
