@@ -119,7 +119,7 @@ def test_changes_of_the_cache(name, capability):
 
 def test_the_gate_sees_a_tile_that_spills_and_narrow_loads():
     with pytest.raises(AssertionError):
-        assert_streams(part(torch.bfloat16, 128, 90, tile=kernel.Tile(64, 1, 2)))
+        assert_streams(part(torch.bfloat16, 128, 90, tile=kernel.Tile(128, 1, 2)))
     with pytest.raises(AssertionError):
         assert_streams(part(torch.bfloat16, 128, 90, stride=129))
 

@@ -258,6 +258,8 @@ def tile(padded_width: int, shared_bytes: int = HOPPER_BYTES) -> Tile:
     # Rows and, in so many stages, codes, all in fp16; some is left for sums across warps.
     lines = (shared_bytes - (1 << 10)) // (2 * padded_width)
     buffers = max(0, (lines - rows) // codes)
-    # Before Hopper the product reads registers, and of s stages s - 1 lie in shared memory.
-    more = 1 if buffers and shared_bytes < HOPPER_BYTES else 0
-    return Tile(rows, codes, 8, min(3, buffers + more))
+    if shared_bytes >= HOPPER_BYTES:
+        return Tile(rows, codes, 8, min(3, buffers))
+    # Before Hopper the product reads registers, and of s stages s - 1 lie in shared memory. Of wide rows
+    # a third stage takes more registers than there are.
+    return Tile(rows, codes, 8, min(3 if padded_width < 256 else 2, buffers + 1) if buffers else 0)

@@ -72,7 +72,7 @@ TILES: dict[tuple[str, int, str], Tile] = {
     ("forward", 64, "fp32"): Tile(32, 32, 32, 8, 2),
     ("forward", 128, "fp32"): Tile(16, 32, 32, 8, 2),
     ("summary", 64, "fp32"): Tile(32, 32, 32, 8, 2),
-    ("summary", 128, "fp32"): Tile(16, 32, 32, 8, 2),
+    ("summary", 128, "fp32"): Tile(16, 32, 16, 8, 2),
     ("query", 64, "fp32"): Tile(32, 32, 32, 8, 2),
     ("query", 128, "fp32"): Tile(16, 32, 32, 8, 2),
     ("summary_query", 64, "fp32"): Tile(32, 32, 32, 8, 2),
