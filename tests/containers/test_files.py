@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
 
 import pytest
+
+from .engine import DOCKER
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "containers").glob("*.Containerfile"))
@@ -85,11 +89,46 @@ def test_hadolint_looks(tmp_path: Path) -> None:
     assert "DL3006" in done.stdout
 
 
-def test_the_builder_gets_nothing_that_git_ignores() -> None:
-    words = (ROOT / ".dockerignore").read_text().split()
-    assert words[words.index("*") - 1 :][0] != "!*"
-    for name in (".git", ".venv", "out", "tests", "local_outputs"):
-        assert f"!{name}" not in words
+def test_the_kernels_of_every_paper_are_compiled_ahead() -> None:
+    modules = {path.parent.name for path in (ROOT / "components" / "feedworks").glob("*/kernel_calls.py")}
+    text = (ROOT / "containers" / "gpu.Containerfile").read_text()
+    for name in modules:
+        assert text.count(f"--calls feedworks.{name}.kernel_calls") == len(TARGETS), name
+    assert modules
+
+
+SEEN = {
+    *("constraints.txt", "pyproject.toml", "README.md", "LICENSE", "containers/slim.sh", "components/a/b.py"),
+    *("feature_repo/store.py", "pipelines/compiled/a.yaml", "containers/wheels/cpu/torch.whl"),
+}
+UNSEEN = {
+    *(".git/config", ".env", "tests/a.py", "out/model/weights", ".venv/bin/python", "containers/README.md"),
+    *(
+        "components/a/__pycache__/b.pyc",
+        "feature_repo/data/online.db",
+        "kernels/bench/run.py",
+        "secrets.json",
+    ),
+}
+
+
+@pytest.mark.docker
+def test_the_builder_sees_only_what_images_hold(tmp_path: Path) -> None:
+    for name in SEEN | UNSEEN:
+        path = tmp_path / "context" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("a")
+    shutil.copy(ROOT / ".dockerignore", tmp_path / "context")
+    (tmp_path / "Containerfile").write_text("FROM scratch\nCOPY . /\n")
+    words = ["-f", tmp_path / "Containerfile", "-o", f"type=local,dest={tmp_path / 'seen'}"]
+    subprocess.run(
+        [DOCKER, "build", "-q", *words, tmp_path / "context"],
+        env={**os.environ, "DOCKER_BUILDKIT": "1"},
+        capture_output=True,
+        check=True,
+    )
+    seen = tmp_path / "seen"
+    assert {str(path.relative_to(seen)) for path in seen.rglob("*") if path.is_file()} == SEEN
 
 
 def test_an_unknown_image_is_told() -> None:
