@@ -127,8 +127,8 @@ def train(data_dir: Path, out_dir: Path, cfg: MariConfig) -> Ranker:
         read_fields(data_dir), history=cfg.ranker.arch == "din", max_candidates=cfg.max_candidates
     )
     model = build_ranker(cfg.ranker, schema, seed=cfg.seed)
-    scratch = out_dir.parent
-    scratch.mkdir(parents=True, exist_ok=True)
+    # Of the result's volume, where there is room, and made by nobody: all processes come here.
+    scratch = next(folder for folder in out_dir.absolute().parents if folder.is_dir())
     rows = read_rows(data_dir, "train", scratch)
     state = state_of(out_dir)
     result = train_ranker(

@@ -71,9 +71,9 @@ STEPS = {
             "train_joint",
             "joint",
             ("prepared", "sids", "generator", "candidates"),
-            (*RECOCHAIN, "generator.epochs=1", "joint.epochs=1"),
+            (*RECOCHAIN, "generator.epochs=1", "joint.epochs=3"),
         ),
-        Step("recochain", "train_baseline", "sasrec_training", ("prepared",), ("sasrec_training.epochs=1",)),
+        Step("recochain", "train_baseline", "sasrec_training", ("prepared",), ("sasrec_training.epochs=3",)),
         Step("ocarm", "train_student", "student", ("observables", "vectors"), ("student.epochs=2",)),
     )
 }
