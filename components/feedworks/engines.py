@@ -41,10 +41,13 @@ class PrepareConfig:
         address: of the Ray cluster: `local` starts one on this machine for the time of the pass, `auto` takes
             the one that this machine belongs to, or that RAY_ADDRESS names. All its nodes must see the data
             folder under the same path.
+        done_in: a folder that the step wrote before, on a cluster of Ray for example, from the same data with
+            the same settings: its result is taken instead of made again.
     """
 
     engine: Literal["local", "ray"] = "local"
     address: str = "local"
+    done_in: str = ""
 
     def __post_init__(self) -> None:
         if self.address not in ("local", "auto"):

@@ -9,6 +9,7 @@ CPU = f"feedworks/python-cpu:{__version__}"
 GPU = f"feedworks/python-gpu:{__version__}"
 CPU_SERVE = f"feedworks/python-cpu-serve:{__version__}"
 GPU_SERVE = f"feedworks/python-gpu-serve:{__version__}"
+CPU_RAY = f"feedworks/python-cpu-ray:{__version__}"
 
 ALLOWED = (CPU, GPU)
 """What a task of a pipeline may run in."""

@@ -153,7 +153,7 @@ def test_ray_prepares_the_same_bytes_and_tells_the_same_errors(tmp_path):
         for engine in ("local", "ray")
     ]
     assert contents[0] == contents[1]
-    assert len(contents[0]) == 5
+    assert len(contents[0]) == 6
     # Ray prints of what failed in a worker, too.
     unsorted, damaged = [line for line in done.stdout.splitlines() if line.startswith("DataError ")]
     assert unsorted.startswith("DataError table interactions: row 501 stands out of the order")

@@ -21,7 +21,7 @@ PIPELINES = {("pipelines", "pipelines:", port) for port in KFP_PORTS} | {
 }
 BASE = SERVICES | REDIS | FEATURES | PIPELINES
 TRAINING = {("training", "training", "*")}
-RAY = {("ray", "ray", "*"), ("pipelines", "ray", "client"), ("operators:", "ray", "dashboard")}
+RAY = {("ray", "ray", "*"), ("operators:", "ray", "dashboard")}
 
 
 def without_dns(objects: list[Object]) -> set[tuple[str, str, str]]:

@@ -28,12 +28,12 @@ from .rendered import (
 
 KUBERNETES = "1.37"
 # Not of Kubernetes itself: checked against their own definitions, or by the operator's.
-CUSTOM = {"ClusterTrainingRuntime", "RayCluster", "ServiceMonitor"}
+CUSTOM = {"ClusterTrainingRuntime", "RayJob", "ServiceMonitor"}
 SERVE = {
     getattr(images, "CPU_SERVE", images.CPU.replace("-cpu:", "-cpu-serve:")),
     getattr(images, "GPU_SERVE", images.GPU.replace("-gpu:", "-gpu-serve:")),
 }
-OURS = {images.CPU, images.GPU, *SERVE}
+OURS = {images.CPU, images.GPU, images.CPU_RAY, *SERVE}
 THEIRS = {"redis"}
 
 

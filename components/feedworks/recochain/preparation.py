@@ -9,6 +9,8 @@ one batch of events, and `BLOCK_EVENTS` of the file or the events of the longest
 
 from __future__ import annotations
 
+import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,15 +19,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from feedworks.configuration import flatten
 from feedworks.contracts.files import read_table
-from feedworks.contracts.tables import ITEMS, USERS
+from feedworks.contracts.tables import DATA_FOLDER, ITEMS, USERS
 from feedworks.errors import DataError
 from feedworks.recochain.config import RecoChainConfig
 from feedworks.recochain.data import BLOCK_EVENTS, Sequences
 from feedworks.recochain.events import Gathered, gather
+from feedworks.results import run_key
+from feedworks.storage import atomic_folder, read_json
 from feedworks.training.seed import numpy_generator
 
 IntArray = npt.NDArray[np.int64]
+KEY_FILE = "key.json"
+# The settings that the step reads, beside where it runs.
+SETTINGS = ("seed", "min_events", "dedup_consecutive", "user_fraction", "vectors")
 
 
 class PreparedData(NamedTuple):
@@ -34,6 +42,36 @@ class PreparedData(NamedTuple):
     sequences: Sequences
     items: pa.Table
     count_N: IntArray
+
+
+def preparation_key(data_dir: Path, config: RecoChainConfig) -> str:
+    """Name what the step makes of these data with these settings, wherever it runs."""
+    settings = {key: each for key, each in flatten(config).items() if key.partition(".")[0] in SETTINGS}
+    return run_key(json.dumps(settings), (table.path(data_dir) for table in DATA_FOLDER))
+
+
+def take_prepared(done: Path, key: str, out_dir: Path) -> None:
+    """Copy what the step wrote elsewhere.
+
+    Args:
+        done: its folder there.
+        key: of these data and settings.
+        out_dir: where the result goes, whole or not at all.
+
+    Raises:
+        DataError: there is no such result, or it is one of other data or settings.
+    """
+    if not (done / KEY_FILE).is_file():
+        raise DataError(
+            f"prepare.done_in={done}: no result of the step `prepare`; run it there, or leave this out"
+        )
+    if read_json(done / KEY_FILE)["key"] != key:
+        raise DataError(
+            f"prepare.done_in={done} was made of other data, by another version or with other settings "
+            f"({', '.join(SETTINGS)}); remove it and prepare again, or leave this out"
+        )
+    with atomic_folder(out_dir) as folder:
+        shutil.copytree(done, folder, dirs_exist_ok=True)
 
 
 def prepare_data(data_dir: Path, config: RecoChainConfig, scratch: Path | None = None) -> PreparedData:

@@ -17,7 +17,7 @@ from feedworks.baselines.sasrec import Validation, train_sasrec
 from feedworks.configuration import from_json, to_json
 from feedworks.metrics.codebook import bucket_sizes, codebook_perplexity, codebook_usage, collision_rate
 from feedworks.nn.sasrec import SASRec
-from feedworks.recochain import stages
+from feedworks.recochain import preparation, stages
 from feedworks.recochain.catalogue import Catalogue
 from feedworks.recochain.config import ModelConfig, RecoChainConfig, SasrecConfig
 from feedworks.recochain.data import (
@@ -30,7 +30,6 @@ from feedworks.recochain.data import (
 from feedworks.recochain.evaluation import Inputs, evaluate_all
 from feedworks.recochain.model import RecoChain
 from feedworks.recochain.packaging import write_package
-from feedworks.recochain.preparation import prepare_data, read_segments
 from feedworks.recochain.report import write_report
 from feedworks.recochain.tokenizer import Tokenizer
 from feedworks.recochain.vectors import build_vectors
@@ -84,10 +83,15 @@ def prepare(data_dir: Path, out_dir: Path, cfg: RecoChainConfig) -> Prepared:
     """Contract tables to sequences, items in order of popularity, and item vectors.
 
     Raises:
-        DataError: a table is missing, an event names an unknown item, too few users, or no vectors.
+        DataError: a table is missing, an event names an unknown item, too few users, or no vectors; or
+            `prepare.done_in` is no result of these data and settings.
     """
+    key = preparation.preparation_key(data_dir, cfg)
+    if cfg.prepare.done_in:
+        preparation.take_prepared(Path(cfg.prepare.done_in), key, out_dir)
+        return Prepared(**read_json(out_dir / "stats.json"))
     with atomic_folder(out_dir) as folder:
-        data = prepare_data(data_dir, cfg, scratch=out_dir.parent)
+        data = preparation.prepare_data(data_dir, cfg, scratch=out_dir.parent)
         vectors, widths = build_vectors(
             cfg.vectors,
             given=data.items["vector"],
@@ -96,7 +100,7 @@ def prepare(data_dir: Path, out_dir: Path, cfg: RecoChainConfig) -> Prepared:
             seed=cfg.seed,
         )
         found = Prepared(len(data.sequences), len(data.items), len(data.sequences.item))
-        segments = read_segments(data_dir, data.sequences.user_id)
+        segments = preparation.read_segments(data_dir, data.sequences.user_id)
         write_sequences(data.sequences, folder / "sequences.parquet")
         pq.write_table(data.items.drop_columns(["vector"]), folder / "items.parquet")
         tensors = {
@@ -108,6 +112,7 @@ def prepare(data_dir: Path, out_dir: Path, cfg: RecoChainConfig) -> Prepared:
         write_tensors(folder / "items.safetensors", tensors)
         write_json(folder / "stats.json", found._asdict())
         write_json(folder / "segments.json", segments)
+        write_json(folder / preparation.KEY_FILE, {"key": key})
     return found
 
 

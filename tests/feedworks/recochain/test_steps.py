@@ -11,7 +11,7 @@ import pytest
 from feedworks.contracts.synthetic import write_synthetic
 from feedworks.contracts.tables import ITEMS
 from feedworks.errors import DataError, ModelError
-from feedworks.recochain import steps
+from feedworks.recochain import preparation, steps
 from feedworks.recochain.catalogue import Catalogue
 from feedworks.storage import read_json
 
@@ -62,6 +62,51 @@ def test_reports_of_the_steps(data, tmp_path):
     mined = read_json(out / "candidates" / "stats.json")
     assert mined["num_examples"] <= 40
     assert 0 <= mined["beam_recall"] <= 1
+
+
+def test_what_was_prepared_elsewhere_is_taken(data, tmp_path):
+    steps.prepare(data, tmp_path / "there", CONFIG)
+    # Settings of later steps do not matter, and those that say where do not either.
+    here = small.quick(f"prepare.done_in={tmp_path / 'there'}", "generator.lr=1e-3", "search.beam=3")
+    assert steps.prepare(data, tmp_path / "here", here) == steps.prepare(data, tmp_path / "again", CONFIG)
+    assert contents(tmp_path / "here") == contents(tmp_path / "again")
+
+
+class Watched:
+    """A config that notes which settings are read."""
+
+    def __init__(self, config) -> None:
+        self.config, self.seen = config, set()
+
+    def __getattr__(self, name: str):
+        self.seen.add(name)
+        return getattr(self.config, name)
+
+
+def test_the_key_holds_all_settings_that_preparation_reads(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "preparation_key", lambda *_: "key")
+    watched = Watched(small.quick("user_fraction=0.9"))
+    steps.prepare(data, tmp_path / "out", watched)
+    assert watched.seen == {*preparation.SETTINGS, "prepare"}
+
+
+@pytest.mark.parametrize("change", ["seed=1", "min_events=4", "user_fraction=0.9", "vectors.window=4"])
+def test_what_was_prepared_with_other_settings_is_refused(data, tmp_path, change):
+    steps.prepare(data, tmp_path / "there", CONFIG)
+    other = small.quick(f"prepare.done_in={tmp_path / 'there'}", change)
+    with pytest.raises(DataError, match=r"done_in=.*there was made of other data, .* or with other settings"):
+        steps.prepare(data, tmp_path / "here", other)
+    assert not (tmp_path / "here").exists()
+
+
+def test_what_was_prepared_of_other_data_or_not_at_all_is_refused(data, tmp_path):
+    steps.prepare(data, tmp_path / "there", CONFIG)
+    other = write_synthetic(tmp_path / "data", num_users=40, num_items=60, mean_events=10, seed=6).folder
+    with pytest.raises(DataError, match="was made of other data"):
+        steps.prepare(other, tmp_path / "here", small.quick(f"prepare.done_in={tmp_path / 'there'}"))
+    with pytest.raises(DataError, match="no result of the step `prepare`; run it there"):
+        steps.prepare(data, tmp_path / "here", small.quick(f"prepare.done_in={tmp_path / 'nowhere'}"))
+    assert not (tmp_path / "here").exists()
 
 
 def test_items_without_vectors_are_refused_and_nothing_is_written(data, tmp_path):
