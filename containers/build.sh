@@ -3,6 +3,7 @@
 #   cpu-train cpu-serve gpu-train gpu-serve
 # Environment:
 #   BASE_IMAGE    what they stand on; python:3.11-slim-bookworm where it is not set
+#   ARCHITECTURES compute capabilities that the images gpu-* hold kernels for, such as "80 90"
 #   TORCH_INDEX   address of PyTorch's wheels without CUDA, for the images cpu-*; pip's own settings else
 #   LOCAL_ENGINE  folder with docker-up.sh and make-base.sh, which help out where no engine runs, or where no
 #                 registry can be reached for the base
@@ -49,6 +50,7 @@ for name in "$@"; do
   mkdir -p out/images
   DOCKER_BUILDKIT=1 "$docker" build --progress=plain --network=host \
     --build-arg "BASE_IMAGE=$base" --build-arg "VERSION=$version" \
+    ${ARCHITECTURES:+--build-arg "ARCHITECTURES=$ARCHITECTURES"} \
     --build-arg "REVISION=$(git rev-parse HEAD 2>/dev/null || echo unknown)" \
     --file "containers/$kind.Containerfile" --target "$target" --tag "$tag" . 2>&1 \
     | tee "out/images/$name.log" | sed -nu 's/^#[0-9]* \(\[[^]]*\] [A-Z]* .\{0,80\}\).*/  \1/p' >&2 \
