@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import time
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import pytest
 from feedworks import images
 from feedworks.contracts.synthetic import write_synthetic
 
-from .engine import docker, mounted, require, run, started
+from .engine import DOCKER, docker, mounted, require, run, started
 
 pytestmark = pytest.mark.docker
 
+# After every step a state, by which a test sees at which step a run is.
 SETTINGS = ("--preset=tiny", "--set=generator.epochs=6", "--set=generator.patience=6")
-LAUNCH = ("python3", "-m", "feedworks.launch", *SETTINGS, "recochain")
+EACH_STEP = "--set=generator.checkpoint_every_s=0"
+LAUNCH = ("python3", "-m", "feedworks.launch", EACH_STEP, *SETTINGS, "recochain")
 
 
 @pytest.fixture(scope="module")
@@ -49,45 +52,53 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def newest_step(folder: Path) -> int:
+    """The newest step that a run into `folder` has a state of, 0 before the first."""
+    try:
+        states = list(folder.with_name(f"{folder.name}.state").rglob("step-*"))
+    except FileNotFoundError:  # an older one went away meanwhile
+        return 0
+    return max((int(path.name.removeprefix("step-")) for path in states), default=0)
+
+
+def train(prepared: Path, name: str, *, until: int | None = None) -> int:
+    """Train in a container, to its end or killed with SIGKILL at a step; return the last step seen."""
+    command = words(prepared, "train_generator", "sequences", "ids", name)
+    waiting = [DOCKER, "wait"]
+    with (
+        started(images.CPU, *command, options=options(prepared)) as container,
+        subprocess.Popen([*waiting, container], stdout=subprocess.PIPE, text=True) as process,
+    ):
+        step = 0
+        while process.poll() is None:
+            step = max(step, newest_step(prepared / name))
+            if until is not None and step >= until:
+                docker("kill", "--signal=KILL", container)
+                break
+            time.sleep(0.005)
+        code = process.communicate()[0].strip()
+        assert code == ("0" if until is None else "137"), docker("logs", container, check=False).stderr
+    return max(step, newest_step(prepared / name))
+
+
 @pytest.fixture(scope="module")
-def undisturbed(prepared: Path) -> tuple[dict[str, bytes], float]:
-    start_s = time.monotonic()
-    launch(prepared, "train_generator", "sequences", "ids", "undisturbed")
-    return weights(prepared / "undisturbed"), time.monotonic() - start_s
-
-
-def killed_training(prepared: Path, name: str, after_s: float) -> bool:
-    """Train in a container until it ends or is killed; tell whether it was killed."""
-    with started(
-        images.CPU,
-        *words(prepared, "train_generator", "sequences", "ids", name),
-        options=options(prepared),
-    ) as container:
-        try:
-            docker("wait", container, check=False) if after_s < 0 else time.sleep(after_s)
-            killed = docker("kill", "--signal=KILL", container, check=False).returncode == 0
-            code = docker("wait", container).stdout.strip()
-            assert code == ("137" if killed else "0"), docker("logs", container, check=False).stderr
-            return killed
-        finally:
-            docker("kill", container, check=False)
+def undisturbed(prepared: Path) -> tuple[dict[str, bytes], int]:
+    steps = train(prepared, "undisturbed")
+    assert steps > 100
+    return weights(prepared / "undisturbed"), steps
 
 
 @pytest.mark.parametrize(
     "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 10))]
 )
 def test_a_killed_training_goes_on_to_the_same_weights(
-    prepared: Path, undisturbed: tuple[dict[str, bytes], float], seed: int
+    prepared: Path, undisturbed: tuple[dict[str, bytes], int], seed: int
 ) -> None:
-    expected, whole_s = undisturbed
-    chance = random.Random(seed)
-    kills, name = 0, f"killed-{seed}"
-    # Starting takes most of so short a run: a kill at any time lies in it or in any step.
-    while killed_training(prepared, name, chance.uniform(0.3, 1.0) * whole_s):
-        kills += 1
-        assert not (prepared / name).exists()
-        if kills == 3:
-            break
-    launch(prepared, "train_generator", "sequences", "ids", name)
-    assert kills
+    expected, steps = undisturbed
+    name = f"killed-{seed}"
+    reached = train(prepared, name, until=random.Random(seed).randrange(1, steps - 20))
+    assert 0 < reached < steps
+    assert not (prepared / name).exists()
+    assert train(prepared, name) > reached
     assert weights(prepared / name) == expected
+    print(f"killed at step {reached} of {steps}: {len(expected)} files are the same")
