@@ -65,6 +65,10 @@ images: $(STAMP)  ## build the container images with Docker, with a bill of mate
 test-images: $(STAMP)  ## the tests that need Docker and the images cpu-train and cpu-serve (5 minutes)
 	@$(BIN)/pytest -m docker tests
 
+# $KUBECONFIG names a cluster, and $KIND_LOAD how images come into its nodes; else `kind` makes one and deletes it.
+kind: $(STAMP)  ## the tests on a Kubernetes cluster: of KUBECONFIG, or a new one (20 minutes)
+	@PIP="$(BIN)/python -m pip" PYTEST=$(BIN)/pytest tests/kind/run.sh
+
 clean:  ## remove outputs and caches, keep the environment
 	@rm -rf out build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 

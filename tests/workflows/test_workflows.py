@@ -73,8 +73,7 @@ def test_a_workflow_runs_what_the_makefile_has(path: Path) -> None:
     commands = [step["run"] for step in steps(yaml.safe_load(path.read_text())) if "run" in step]
     assert RUNS[path.name] in commands
     called = {word for command in commands for word in re.findall(r"\bmake ([a-z-]+)", command)}
-    # Targets that land with their images and their cluster.
-    assert called <= targets() | {"images", "kind"}
+    assert called <= targets()
 
 
 @pytest.mark.parametrize(

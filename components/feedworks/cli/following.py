@@ -111,7 +111,7 @@ def _give_up_on_waiting(
             continue
         if time.monotonic() - since.setdefault(task.name, time.monotonic()) > patience_s:
             raise FeedworksError(
-                f"task {task.name} of run {run_id} cannot start: {_with_mend(task.message)}. "
+                f"task {task.name} of run {run_id} cannot start: {with_mend(task.message)}. "
                 f"The run goes on waiting; {_how_to_stop(api, run_id)}"
             )
 
@@ -169,7 +169,7 @@ def _why(api: Api, run_id: str, tasks: list[Task]) -> str:
         return "; the API tells no failed task, look at the run in its UI"
     others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
     said = [part for part in (failed[0].message, _end_of_log(api, run_id, failed[0])) if part]
-    reason = _with_mend("; ".join(said) or "the API tells no message, look at its log in the UI")
+    reason = with_mend("; ".join(said) or "the API tells no message, look at its log in the UI")
     return f": task {failed[0].name}{others}: {reason}"
 
 
@@ -187,7 +187,8 @@ def _end_of_log(api: Api, run_id: str, task: Task) -> str:
     return ""
 
 
-def _with_mend(message: str) -> str:
+def with_mend(message: str) -> str:
+    """Return what Kubernetes says of a task, with the mend where one is known."""
     for pattern, mend in _MENDS:
         if re.search(pattern, message):
             return f"{message}; {mend}"

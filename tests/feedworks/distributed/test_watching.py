@@ -201,6 +201,12 @@ def test_a_suspended_job_waits_for_its_queue(api, capsys):
         ),
         (
             403,
+            'trainjobs "x" is forbidden: exceeded quota: none, requested: count/trainjobs=1',
+            "Forbidden",
+            "raise the namespace's quota",
+        ),
+        (
+            403,
             'admission webhook "validator.trainjob" denied the request: runtime not found',
             "Forbidden",
             "apply manifests/components/trainer",

@@ -1,0 +1,72 @@
+"""Every component of the compiled pipelines as a Job, with tiny inputs on a claim."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from feedworks import images
+from feedworks.papers import PAPERS
+
+from .conftest import Say
+from .jobs import Workplace
+from .papers import SETTINGS, Papers, components
+from .tasks import ROOT
+
+pytestmark = [pytest.mark.kind, pytest.mark.timeout(3600)]
+
+DOCKER = "/usr/bin/docker" if Path("/usr/bin/docker").exists() else shutil.which("docker")
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_every_component_runs_as_a_job(paper: Papers, work: Workplace, name: str, tell: Say) -> None:
+    ran = paper(name)
+    assert set(ran.tasks) == components(name)
+    evaluation = work.bring(ran.tasks["evaluate"].outputs["evaluation"])
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    assert metrics
+    assert "</html>" in (evaluation / "report.html").read_text().lower()
+    tasks = ", ".join(f"{task.name} {task.seconds:.0f}" for task in ran.tasks.values())
+    tell(f"{name} as {len(ran.tasks)} Jobs, {ran.seconds:.0f} s: {tasks}")
+
+
+def _has_docker() -> bool:
+    looked = [DOCKER or "false", "image", "inspect", images.CPU]
+    return subprocess.run(looked, capture_output=True, check=False).returncode == 0
+
+
+def test_recochain_measures_the_same_in_three_ways(
+    paper: Papers, work: Workplace, tmp_path: Path, tell: Say, left_out: Say
+) -> None:
+    ran = paper("recochain")
+    expected = (work.bring(ran.tasks["evaluate"].outputs["evaluation"]) / "metrics.json").read_bytes()
+    seconds = {"a Job for each task": ran.seconds}
+    ways = {"kfp": "a subprocess for each task", "docker": "a container for each task"}
+    if not _has_docker():
+        del ways["docker"]
+        left_out(f"RecoChain in containers of Docker: there is no engine with {images.CPU} here")
+    overrides = [word for setting in SETTINGS["recochain"] for word in ("--set", setting)]
+    sources = os.pathsep.join([str(ROOT / "components"), str(ROOT / "kernels")])
+    for runner, way in ways.items():
+        out = tmp_path / runner
+        words = ["--preset=tiny", f"--data={ran.data}", f"--out={out}", f"--runner={runner}", *overrides]
+        start_s = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "feedworks", "run", "recochain", *words],
+            env={**os.environ, "PYTHONPATH": sources, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        seconds[way] = time.monotonic() - start_s
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert (out / "metrics.json").read_bytes() == expected, way
+    for way, took_s in seconds.items():
+        tell(f"RecoChain tiny, {way}: {took_s:.0f} s, metrics.json equal")
