@@ -56,15 +56,17 @@ class Api:
 
     def text(self, path: str) -> str:
         """Return what lies at a path; see `get`."""
-        token = os.environ.get(TOKEN)
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        token = _token()
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            request = urllib.request.Request(f"{self.host.rstrip('/')}{path}", headers=headers)
+            request = urllib.request.Request(f"{self.host.rstrip('/')}{path}")
+            if token:
+                # An ordinary header would also go to where the server sends us, such as a page of logins.
+                request.add_unredirected_header("Authorization", f"Bearer {token}")
             with opener.open(request, timeout=self.timeout_s) as answer:
                 text = bytes(answer.read()).decode(errors="replace")
         except urllib.error.HTTPError as error:
-            raise refused(self.host, error.code, error.read().decode(errors="replace")) from error
+            raise refused(self.host, error.code, _body(error)) from error
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise _no_answer(self.host, error) from error
         if text.lstrip().startswith("<"):
@@ -91,8 +93,8 @@ class Api:
             with warnings.catch_warnings():
                 # The client warns on every construction that it needs a backend of 2023 or later.
                 warnings.simplefilter("ignore", FutureWarning)
-                client = Client(host=self.host, existing_token=os.environ.get(TOKEN))
-            _hurry(client, self.timeout_s)
+                client = Client(host=self.host, existing_token=_token())
+            _hurry(client, self)
             yield client
         except kfp_server_api.ApiException as error:
             raise refused(self.host, error.status, str(error.body)) from error
@@ -100,21 +102,53 @@ class Api:
             raise _no_answer(self.host, error) from error
 
 
-def _hurry(client: Any, timeout_s: float) -> None:
+def _hurry(client: Any, api: Api) -> None:
     # The generated client waits for ever unless each call is told not to; its callers in kfp do not.
     rest = client._run_api.api_client.rest_client  # one for all parts of the client
     rest.pool_manager.connection_pool_kw["retries"] = False
     ask = rest.request
 
     def request(*arguments: Any, **options: Any) -> Any:
-        return ask(*arguments, **{**options, "_request_timeout": (timeout_s, timeout_s)})
+        answer = ask(*arguments, **{**options, "_request_timeout": (api.timeout_s, api.timeout_s)})
+        # Of anything else it would make an empty object, of which a run without an id comes out as started.
+        _require_object(api.host, answer.data)
+        return answer
 
     rest.request = request
 
 
+def _require_object(host: str, text: str) -> None:
+    try:
+        told = json.loads(text)
+    except ValueError as error:
+        raise _no_answer(host, f"it answers no JSON: {error}") from error
+    if not isinstance(told, dict):
+        raise _no_answer(host, "it answers something else than an object")
+
+
+def _token() -> str | None:
+    """Return the token for the API; files with one often end in a new line.
+
+    Raises:
+        FeedworksError: it holds what no header can; it is not repeated.
+    """
+    token = os.environ.get(TOKEN, "").strip()
+    if not (token.isascii() and token.isprintable()):
+        raise FeedworksError(f"${TOKEN} holds characters that no token has; put the token alone into it")
+    return token or None
+
+
+def _body(error: urllib.error.HTTPError) -> str:
+    try:
+        return bytes(error.read()).decode(errors="replace")
+    except (OSError, http.client.HTTPException):  # it broke off; its status says enough
+        return ""
+
+
 def refused(host: str, status: int, body: str) -> FeedworksError:
     """Return the error for an HTTP status that is none of success."""
-    said = "" if body.lstrip().startswith("<") else f" {' '.join(_message(body).split())[:MAX_SAID]}"
+    said = "" if body.lstrip().startswith("<") else " ".join(_message(body).split())[:MAX_SAID]
+    said = f" {said}" if said else ""
     if status >= 500:
         return FeedworksError(
             f"the API at {host} failed: {status}{said}; try again, or read the log of its ml-pipeline server"
@@ -135,4 +169,5 @@ def _message(body: str) -> str:
 
 
 def _no_answer(host: str, error: object) -> FeedworksError:
-    return FeedworksError(f"no Kubeflow Pipelines API answers at {host}; check --host ({error})")
+    said = " ".join(str(error).split())[:MAX_SAID]
+    return FeedworksError(f"no Kubeflow Pipelines API answers at {host}; check --host ({said})")

@@ -16,9 +16,12 @@ _LABEL = re.compile(rf"({_DOMAIN}/)?{_NAME}")
 _LABEL_VALUE = re.compile(rf"({_NAME})?")
 _RESOURCE = re.compile(rf"{_DOMAIN}/{_NAME}")
 _OBJECT = re.compile(_DOMAIN)
-# Names of months and days are left to the API.
 _CRON_RANGES = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 6))
-_CRON_FIELD = re.compile(r"[0-9A-Za-z*?/,-]+")
+_CRON_NAMES = {
+    "month": ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"),
+    "weekday": ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"),
+}
+_CRON_PART = re.compile(r"(?:[*?]|(\w+)(?:-(\w+))?)(?:/0*[1-9]\d*)?", re.ASCII)
 
 
 def gpu_type(value: str) -> str:
@@ -75,12 +78,21 @@ def cron(value: str) -> str:
             f"expected five fields, minute hour day month weekday, such as '0 3 * * *'; got {value!r}"
         )
     for field, (name, low, high) in zip(fields, _CRON_RANGES, strict=True):
-        numbers = [
-            int(number) for part in field.split(",") for number in re.findall(r"\d+", part.split("/")[0])
-        ]
-        if not _CRON_FIELD.fullmatch(field) or any(not low <= number <= high for number in numbers):
+        if not all(_is_cron(part, name, low, high) for part in field.split(",")):
             raise ValueError(f"{field!r} is no {name}: expected numbers from {low} to {high}, or *")
     return " ".join(["0", *fields])
+
+
+def _is_cron(part: str, name: str, low: int, high: int) -> bool:
+    found = _CRON_PART.fullmatch(part)
+    if not found:
+        return False
+    names = _CRON_NAMES.get(name, ())
+    ends = [low + names.index(end.upper()) if end.upper() in names else end for end in found.groups() if end]
+    if not all(isinstance(end, int) or end.isdecimal() for end in ends):
+        return False
+    numbers = list(map(int, ends))
+    return numbers == sorted(numbers) and all(low <= number <= high for number in numbers)
 
 
 def checked(read: Callable[[Any], ValueT]) -> Callable[[click.Context, click.Parameter, Any], ValueT | None]:

@@ -174,8 +174,15 @@ def check_settings(paper: Paper, arguments: Mapping[str, Any]) -> None:
         ConfigError: the settings are none of the paper's, or the data lies where no task is.
     """
     source: str = arguments["source"]
-    if source != "synthetic" and not source.startswith("/") and "://" not in source:
+    if "://" in source:
+        raise ConfigError(f"--data {source}: tasks read folders only; copy it to the volume at /workspace")
+    if source != "synthetic" and not source.startswith("/"):
         raise ConfigError(
             f"--data {source}: the tasks run elsewhere; give a path that they see, /workspace/{source}"
+        )
+    if arguments["gpus_per_node"] and arguments["num_nodes"] == 1:
+        raise ConfigError(
+            "--gpus-per-node is for several machines, --nodes over 1; one machine takes --gpus "
+            f"{arguments['gpus_per_node']}"
         )
     paper.part("config").resolve(arguments["preset"], list(arguments["overrides"]))

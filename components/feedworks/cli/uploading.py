@@ -54,7 +54,7 @@ def upload_and_run(api: Api, name: str, place: Place, arguments: dict[str, Any])
         experiment_id = client.create_experiment(place.experiment, namespace=place.namespace).experiment_id
         account = {"service_account": place.service_account}
         run = client.run_pipeline(experiment_id, name, params=arguments, **account, **reference)
-        return str(run.run_id)
+        return _made(api, "run", run.run_id)
 
 
 def upload_and_schedule(api: Api, name: str, place: Place, arguments: dict[str, Any], *, cron: str) -> str:
@@ -84,9 +84,16 @@ def upload_and_schedule(api: Api, name: str, place: Place, arguments: dict[str, 
         made = client.create_recurring_run(
             experiment_id, name, params=arguments, **schedule, **account, **reference
         )
+        schedule_id = _made(api, "schedule", made.recurring_run_id)
         for earlier in found.recurring_runs or []:
             client.delete_recurring_run(earlier.recurring_run_id)
-        return str(made.recurring_run_id)
+        return schedule_id
+
+
+def _made(api: Api, what: str, found: str | None) -> str:
+    if not found:
+        raise FeedworksError(f"{api.host} tells no id of the {what} that it was to make; check --host")
+    return found
 
 
 def _package(name: str) -> Path:

@@ -21,6 +21,7 @@ class KfpStub:
 
     A `page` stands for a server of another kind, which answers it to everything with `status`. `wrong` maps a
     part of "METHOD PATH" to the status and body to answer instead, `slow_s` to the time before an answer.
+    `cut` takes so many bytes off the end of each answer, and `elsewhere` sends the caller to another address.
     `run` and `workflow` are lists of answers for a run that is followed, the last of which stays.
     """
 
@@ -38,6 +39,7 @@ class KfpStub:
         self.looks, self.late = 0, 0
         self._ids = itertools.count(1)
         self.page: str | None = None
+        self.cut, self.elsewhere = 0, ""
         self.status = 200
         self.address = ""
 
@@ -130,11 +132,13 @@ def kfp_stub() -> Iterator[KfpStub]:
             status, body = wrong or (200, make())
             content = (body if isinstance(body, str) else json.dumps(body)).encode()
             with suppress(BrokenPipeError, ConnectionResetError):  # it did not wait for us
-                self.send_response(status)
+                self.send_response(302 if stub.elsewhere else status)
+                if stub.elsewhere:
+                    self.send_header("Location", stub.elsewhere)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(content)
+                self.wfile.write(content[: len(content) - stub.cut])
 
         def log_message(self, format: str, *args: Any) -> None:
             """Say nothing."""

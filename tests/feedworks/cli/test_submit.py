@@ -177,6 +177,51 @@ def test_a_server_of_another_kind_is_told(page: str, said: str) -> None:
         assert said in refusal(api)
 
 
+def test_a_page_in_the_middle_starts_nothing_and_an_earlier_schedule_stays() -> None:
+    """As a gateway answers that asks for a login again: with 200."""
+    with kfp_stub() as api:
+        for asked in ("GET /apis/v2beta1/pipelines", "/upload", "/versions", "experiments", "POST", "/runs"):
+            for body in ("<html>log in</html>", '{"run_id": "r', "[]", "null"):
+                api.wrong = {f"{asked}": (200, body)}
+                assert "no Kubeflow Pipelines API answers at" in refusal(api)
+        api.wrong = {"POST /apis/v2beta1/runs": (200, "{}")}
+        assert "tells no id of the run" in refusal(api)
+        api.wrong = {}
+        schedule = functools.partial(
+            upload_and_schedule, Api(api.address), "recochain", Place("exp"), DEFAULTS
+        )
+        assert schedule(cron="0 0 3 * * *") == "s1"
+        for body in ("<html>log in</html>", "{}"):
+            api.wrong = {"POST /apis/v2beta1/recurringruns": (200, body)}
+            with pytest.raises(FeedworksError):
+                schedule(cron="0 0 4 * * *")
+        assert list(api.schedules) == ["s1"]
+
+
+def test_an_error_that_breaks_off_tells_its_status() -> None:
+    with kfp_stub() as api:
+        api.wrong, api.cut = {"healthz": (500, '{"error_message": "x"}')}, 10
+        assert "failed: 500; try again" in refusal(api)
+
+
+def test_a_token_stays_with_the_host_that_it_was_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEEDWORKS_KFP_TOKEN", "t0\n")
+    with kfp_stub() as other, kfp_stub() as api:
+        api.elsewhere = f"{other.address}/login"
+        Api(api.address).get("/apis/v2beta1/healthz")
+    assert api.tokens == {"Bearer t0"}
+    assert other.tokens == {None}
+
+
+@pytest.mark.parametrize("token", ["secret\nmore", "secr\u2026et"])
+def test_a_token_that_is_none_is_not_repeated(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("FEEDWORKS_KFP_TOKEN", token)
+    with kfp_stub() as api:
+        line = refusal(api)
+    assert line.startswith("$FEEDWORKS_KFP_TOKEN holds characters that no token has")
+    assert api.tokens == set()
+
+
 @pytest.mark.parametrize("asked", ["GET /apis/v2beta1/healthz", "POST /apis/v2beta1/runs"])
 def test_a_server_that_does_not_answer_in_time_is_told(asked: str) -> None:
     with kfp_stub() as api:
@@ -207,7 +252,13 @@ def test_a_wrong_setting_is_not_sent(feedworks: Command) -> None:
     with kfp_stub() as api:
         result = feedworks("submit", "recochain", "--host", api.address, "--set", "nonsense=1")
         relative = feedworks("submit", "recochain", "--host", api.address, "--data", "events")
-    assert result.returncode == relative.returncode == 1
+        bucket = feedworks("submit", "recochain", "--host", api.address, "--data", "s3://bucket/events")
+        lone = feedworks("submit", "recochain", "--host", api.address, "--gpus-per-node", "8")
+    assert result.returncode == relative.returncode == bucket.returncode == lone.returncode == 1
+    assert "--data s3://bucket/events: tasks read folders only" in bucket.stderr
+    assert (
+        "--gpus-per-node is for several machines, --nodes over 1; one machine takes --gpus 8" in lone.stderr
+    )
     assert "unknown setting 'nonsense'" in result.stderr
     assert (
         "--data events: the tasks run elsewhere; give a path that they see, /workspace/events"
@@ -233,6 +284,11 @@ def test_a_wrong_setting_is_not_sent(feedworks: Command) -> None:
         (["--cron", "0 0 3 * * *"], "expected five fields"),
         (["--cron", "0 24 * * *"], "'24' is no hour: expected numbers from 0 to 23"),
         (["--cron", "0 3 * * 1;2"], "is no weekday"),
+        (["--cron", "*/0 3 * * *"], "is no minute"),
+        (["--cron", "0 9-5 * * *"], "'9-5' is no hour"),
+        (["--cron", "0 3 1,,2 * *"], "'1,,2' is no day"),
+        (["--cron", "0 3 * MAI *"], "'MAI' is no month"),
+        (["--cron", "0 3 * * MON-"], "'MON-' is no weekday"),
         (["--cron", "0 3 * * *", "--wait"], "--wait follows one run"),
         (["--patience", "0"], "patience"),
     ],
@@ -247,11 +303,11 @@ def test_a_schedule_takes_the_place_of_an_earlier_one(feedworks: Command) -> Non
         first = feedworks(*schedule, "0 3 * * *")
         assert first.returncode == 0, first.stderr
         assert first.stdout.splitlines()[-1].endswith("0 0 3 * * *, recurring run s1")
-        again = feedworks(*schedule, "*/30 6-8,20 * JAN MON", "--data-version", "fixed")
+        again = feedworks(*schedule, "*/30 6-8,20 * JAN MON-fri/2", "--data-version", "fixed")
         assert again.returncode == 0, again.stderr
         (kept,) = api.schedules.values()
         assert kept["recurring_run_id"] == "s2"
-        assert kept["trigger"] == {"cron_schedule": {"cron": "0 */30 6-8,20 * JAN MON"}}
+        assert kept["trigger"] == {"cron_schedule": {"cron": "0 */30 6-8,20 * JAN MON-fri/2"}}
         assert (kept["mode"], kept["max_concurrency"], kept["no_catchup"]) == ("ENABLE", 1, True)
         assert kept["runtime_config"]["parameters"]["data_version"] == "fixed"
         assert kept["pipeline_version_reference"]["pipeline_id"] == "p1"
