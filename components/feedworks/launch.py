@@ -40,14 +40,17 @@ def run_step(
         gpus_per_node: GPUs of each of several machines, with a process for each; 0 trains on their CPUs.
 
     Raises:
-        ConfigError: there are fewer GPUs here, and no setting says `accelerator=cpu`.
+        ConfigError: a count makes no sense, or there are fewer GPUs here, and no setting says
+            `accelerator=cpu`.
         FeedworksError: a process failed; its own error is above.
     """
     preset, overrides = settings
     num_processes = _count(num_processes)
     config = PAPERS[paper].part("config").resolve(preset, overrides)
+    nodes = Nodes(num_nodes=num_nodes, gpus_per_node=gpus_per_node)
+    if gpus_per_node and num_nodes == 1:
+        raise ConfigError(f"gpus_per_node={gpus_per_node} is for several nodes; one takes num_gpus")
     if num_nodes > 1:
-        nodes = Nodes(num_nodes=num_nodes, gpus_per_node=gpus_per_node)
         run_on_nodes(paper, step, paths, settings, nodes)
         return
     if num_processes:

@@ -19,10 +19,16 @@ _TIMEOUT_S = (5, 30)  # to connect, to read
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _NAMESPACE = "feedworks"
 _MAX_SAID = 600
+# What the client raises for an answer that is none of Kubernetes, and for such a kubeconfig.
+_STRANGE = (TypeError, ValueError, AttributeError, KeyError)
 
 
 class UnreachableError(FeedworksError):
     """The API does not answer; it may later."""
+
+
+class BusyError(UnreachableError):
+    """The API answers that it cannot now."""
 
 
 class Cluster:
@@ -36,6 +42,7 @@ class Cluster:
     """
 
     def __init__(self, namespace: str | None = None) -> None:
+        import yaml
         from kubernetes import client, config
 
         found = client.Configuration()
@@ -47,10 +54,10 @@ class Cluster:
                 file = os.environ.get("KUBECONFIG")  # the client itself looks once, when it is imported
                 config.load_kube_config(file, client_configuration=found)
                 own = config.list_kube_config_contexts(file)[1]["context"].get("namespace", _NAMESPACE)
-        except (config.ConfigException, OSError, TypeError) as error:
+        except (config.ConfigException, yaml.YAMLError, OSError, *_STRANGE) as error:
             raise FeedworksError(
-                f"several nodes need a Kubernetes cluster, and this is no pod of one ({error}); run the "
-                "pipeline there, set KUBECONFIG, or train on one node with num_nodes=1"
+                f"several nodes need a Kubernetes cluster, and this is no pod of one ({_short(error)}); run "
+                "the pipeline there, set KUBECONFIG, or train on one node with num_nodes=1"
             ) from None
         found.retries = False  # the watcher itself tries again
         self.namespace = namespace or own
@@ -70,11 +77,15 @@ class Cluster:
         name = job["metadata"]["name"]
         with self._asking(f"create TrainJob {name}"):
             try:
-                self._custom.create_namespaced_custom_object(*self._where, job, _request_timeout=_TIMEOUT_S)
+                made = self._custom.create_namespaced_custom_object(
+                    *self._where, job, _request_timeout=_TIMEOUT_S
+                )
             except Exception as error:
-                if getattr(error, "status", None) == 409:
+                # The other conflict is one of a quota that two requests change at once.
+                if getattr(error, "status", None) == 409 and "already exists" in _said(error):
                     return False
                 raise
+            made["metadata"]  # a page of a proxy has none
         return True
 
     def job(self, name: str) -> dict[str, Any] | None:
@@ -89,10 +100,11 @@ class Cluster:
             found = self._custom.list_namespaced_custom_object(
                 *self._where, field_selector=f"metadata.name={name}", _request_timeout=_TIMEOUT_S
             )
-        return next(iter(found["items"]), None)
+            items = list(found["items"])
+        return items[0] if items else None
 
-    def delete(self, name: str) -> None:
-        """Delete a TrainJob with its pods; nothing where there is none."""
+    def delete(self, name: str) -> bool:
+        """Delete a TrainJob with its pods; False where there is none."""
         with self._asking(f"delete TrainJob {name}"):
             try:
                 self._custom.delete_namespaced_custom_object(
@@ -101,6 +113,8 @@ class Cluster:
             except Exception as error:
                 if getattr(error, "status", None) != 404:
                     raise
+                return False
+        return True
 
     def pods(self, name: str) -> list[Any]:
         """Return the pods of a job's nodes, as `kubernetes.client.V1Pod`, oldest first."""
@@ -108,7 +122,7 @@ class Cluster:
             found = self._core.list_namespaced_pod(
                 self.namespace, label_selector=POD_LABELS.format(name=name), _request_timeout=_TIMEOUT_S
             ).items
-        return sorted(found, key=lambda pod: (pod.metadata.creation_timestamp, pod.metadata.name))
+            return sorted(found, key=lambda pod: (pod.metadata.creation_timestamp, pod.metadata.name))
 
     def log(self, pod: str, *, since_s: int | None = None, last: int | None = None) -> list[str]:
         """Return lines that a pod has printed, each after its time; none where it cannot tell.
@@ -137,7 +151,8 @@ class Cluster:
                     return []
                 raise
             text: str = answer.data.decode(errors="replace")
-        return text.splitlines()
+        # Not by splitlines: bars move by carriage returns, and only whole lines begin with a time.
+        return text.removesuffix("\n").split("\n") if text else []
 
     @contextmanager
     def _asking(self, what: str) -> Iterator[None]:
@@ -148,14 +163,24 @@ class Cluster:
             yield
         except ApiException as error:
             said = _said(error)
-            if error.status == 429 or (error.status >= 500 and "webhook" not in said):
-                raise UnreachableError(f"cannot {what}: {self.host} answers {error.status} {said}") from None
+            if error.status in (409, 429) or (error.status >= 500 and "webhook" not in said):
+                raise BusyError(f"cannot {what}: {self.host} answers {error.status} {said}") from None
+            if not error.status:
+                raise FeedworksError(
+                    f"cannot {what}: no TLS with {self.host} ({said}); check its address and authority in "
+                    "KUBECONFIG"
+                ) from None
             where, mend = f"in namespace {self.namespace}", _mend(error.status, said)
             raise FeedworksError(f"cannot {what} {where}: {error.status} {said}; {mend}") from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise UnreachableError(
                 f"cannot {what}: no Kubernetes API answers at {self.host} ({_short(error)}); check the "
                 "network and the cluster"
+            ) from None
+        except _STRANGE:
+            raise UnreachableError(
+                f"cannot {what}: what answers at {self.host} is no Kubernetes API, perhaps a proxy; check "
+                "the address in KUBECONFIG"
             ) from None
 
 
@@ -164,10 +189,10 @@ def _said(error: Any) -> str:
     body = error.body or b""
     text = body.decode(errors="replace") if isinstance(body, bytes) else str(body)
     try:
-        return str(json.loads(text)["message"])[:_MAX_SAID]
+        return " ".join(str(json.loads(text)["message"]).split())[:_MAX_SAID]
     except (ValueError, KeyError, TypeError):
-        said = "" if text.lstrip().startswith("<") else " ".join(text.split())
-        return (said or str(error.reason))[:_MAX_SAID]
+        said = "" if text.lstrip().startswith("<") else text
+        return " ".join((said or str(error.reason)).split())[:_MAX_SAID]
 
 
 def _mend(status: int, said: str) -> str:
@@ -183,6 +208,8 @@ def _mend(status: int, said: str) -> str:
         return "the account may not: bind the role feedworks-pipeline of manifests/ to it"
     if "webhook" in said:
         return "apply manifests/components/trainer, and see that Kubeflow Trainer runs"
+    if status not in (400, 422):
+        return "check that the address in KUBECONFIG is one of a Kubernetes API"
     return "the object does not fit this cluster's TrainJob: install Kubeflow Trainer v2.3 or later"
 
 

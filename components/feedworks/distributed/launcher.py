@@ -10,7 +10,7 @@ from pathlib import Path
 from feedworks.distributed.cluster import Cluster
 from feedworks.distributed.trainjob import Nodes, build, own_limits
 from feedworks.distributed.watching import Limits, run_job
-from feedworks.distributed.workspace import bring, run_key, take, workspace
+from feedworks.distributed.workspace import bring, make_folder, run_key, take, workspace
 
 _MAX_NAME = 40
 
@@ -48,6 +48,7 @@ def run_on_nodes(
     run = workspace() / "runs" / key
     result = run / (out.name or "result")
     cluster = cluster or Cluster()
+    make_folder(run)
     if not result.exists():  # by a launcher that was killed before it took it
         shared = [*bring(inputs, run), result]
         words = launch_words(paper, step, list(map(str, shared)), settings)
@@ -58,7 +59,7 @@ def run_on_nodes(
             nodes,
             namespace=cluster.namespace,
             labels=labels,
-            limits=own_limits(),
+            limits=own_limits(processes=nodes.processes),
         )
         run_job(cluster, job, limits)
     take(result, out)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from feedworks.distributed.cluster import Cluster
+from feedworks.distributed.cluster import Cluster, UnreachableError
 from feedworks.distributed.trainjob import POD_INDEX
 
 _SLACK_S = 10
@@ -124,7 +125,9 @@ class LogReader:
 
 def last_lines(cluster: Cluster, pod: str, reader: LogReader, count: int = 20) -> list[str]:
     """Return what a pod printed last, without torchrun's report; what was read of it before it was gone."""
-    lines = [line.partition(" ")[2] for line in cluster.log(pod, last=count + _REPORT)]
+    lines: list[str] = []
+    with suppress(UnreachableError):  # its machine may be gone, and its log with it
+        lines = [line.partition(" ")[2] for line in cluster.log(pod, last=count + _REPORT)]
     lines = lines or (reader.last if pod == reader.pod else [])
     report = next((place for place, line in enumerate(lines) if _REPORT_BEGINS.search(line)), 0)
     return (lines[:report] or lines)[-count:]

@@ -103,11 +103,12 @@ def gpu_type() -> str:
     return os.environ.get(GPU_VARIABLE, "nvidia.com/gpu")
 
 
-def own_limits(cgroup: Path = _CGROUP) -> dict[str, str]:
-    """Return the limits on CPU and memory of this container, which each machine of the training gets, too.
+def own_limits(cgroup: Path = _CGROUP, *, processes: int = 1) -> dict[str, str]:
+    """Return the limits on CPU and memory of a machine: for each of its processes those of this container.
 
     Args:
         cgroup: where the kernel tells them, version 2 or 1; nothing is limited where it does not.
+        processes: of the machine; eight CUDA processes do not fit into the memory of one.
     """
     found = {}
     cores = _read(cgroup / "cpu.max").split() or [
@@ -115,10 +116,10 @@ def own_limits(cgroup: Path = _CGROUP) -> dict[str, str]:
         _read(cgroup / "cpu" / "cpu.cfs_period_us"),
     ]
     if len(cores) == 2 and all(each.isdecimal() for each in cores):
-        found["cpu"] = f"{int(cores[0]) * 1000 // int(cores[1])}m"
+        found["cpu"] = f"{processes * int(cores[0]) * 1000 // int(cores[1])}m"
     memory = _read(cgroup / "memory.max") or _read(cgroup / "memory" / "memory.limit_in_bytes")
     if memory.isdecimal() and int(memory) < 1 << 60:  # version 1 writes a huge number for none
-        found["memory"] = memory
+        found["memory"] = str(processes * int(memory))
     return found
 
 

@@ -7,12 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 from feedworks.distributed import pods
-from feedworks.distributed.cluster import Cluster, UnreachableError
+from feedworks.distributed.cluster import BusyError, Cluster, UnreachableError
 from feedworks.errors import FeedworksError
 from feedworks.progress import say
 
@@ -52,21 +52,35 @@ def run_job(cluster: Cluster, job: dict[str, Any], limits: Limits = Limits()) ->
             failed first and what it printed last.
     """
     name = job["metadata"]["name"]
+    ours = True
     with _ending_on_sigterm():
-        _begin(cluster, job, limits)
         try:
+            try:
+                _begin(cluster, job, limits)
+            except FeedworksError as error:
+                # An API that falls silent may have made it before; one that refuses has not.
+                ours = isinstance(error, UnreachableError)
+                raise
             _Watch(cluster, name, job["spec"]["trainer"]["numNodes"], limits).to_the_end()
         finally:
             # Also after Ctrl-C and SIGTERM: nobody would read what it goes on to train.
-            with suppress(FeedworksError):
-                cluster.delete(name)
-                say(f"TrainJob {name}: deleted")
+            if ours:
+                _remove(cluster, name)
+
+
+def _remove(cluster: Cluster, name: str) -> None:
+    try:
+        if cluster.delete(name):
+            say(f"TrainJob {name}: deleted")
+    except FeedworksError as error:
+        by_hand = f"kubectl -n {cluster.namespace} delete trainjob {name}"
+        say(f"TrainJob {name}: {error}; it may go on training until you delete it: {by_hand}")
 
 
 def _begin(cluster: Cluster, job: dict[str, Any], limits: Limits) -> None:
     name = job["metadata"]["name"]
     give_up_s = time.monotonic() + limits.gone_s
-    while not cluster.create(job):
+    while not _create(cluster, job, limits):
         there = cluster.job(name)
         if there is not None and "deletionTimestamp" not in there["metadata"]:
             say(f"TrainJob {name}: there already; going on with it")
@@ -79,6 +93,22 @@ def _begin(cluster: Cluster, job: dict[str, Any], limits: Limits) -> None:
         time.sleep(limits.poll_s)
     nodes = job["spec"]["trainer"]["numNodes"]
     say(f"TrainJob {name}: created in namespace {cluster.namespace}, {nodes} nodes")
+
+
+def _create(cluster: Cluster, job: dict[str, Any], limits: Limits) -> bool:
+    """Create a job as soon as the API can; False where there is one of its name."""
+    give_up_s = time.monotonic() + limits.outage_s
+    told: set[str] = set()
+    while True:
+        try:
+            return cluster.create(job)
+        except BusyError as error:
+            if time.monotonic() > give_up_s:
+                raise
+            if str(error) not in told:
+                say(f"{error}; trying again")
+            told.add(str(error))
+        time.sleep(limits.poll_s)
 
 
 class _Watch:
@@ -128,7 +158,13 @@ class _Watch:
     def _print(self, found: list[Any]) -> None:
         first = [pod for pod in found if pods.index(pod) == 0 and pod.status.phase != "Pending"]
         if first:
-            for line in self._reader.new_lines(first[-1].metadata.name):
+            try:
+                lines = self._reader.new_lines(first[-1].metadata.name)
+            except UnreachableError as error:
+                # The API asks the pod's machine, which may be gone for good: the job goes on without it.
+                self._tell(str(error))
+                return
+            for line in lines:
                 print(f"[node 0] {line}", flush=True)
 
     def _require_start(self, job: dict[str, Any], found: list[Any]) -> None:

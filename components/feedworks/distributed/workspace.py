@@ -41,6 +41,21 @@ def run_key(paper: str, step: str, preset: str, overrides: Sequence[str], out: s
     return hashlib.sha256(words.encode()).hexdigest()[:12]
 
 
+def make_folder(run: Path) -> None:
+    """Make the folder of a training, before machines are asked for that could not write there either.
+
+    Raises:
+        FeedworksError: the volume does not let this user write.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FeedworksError(
+            f"cannot make {run} ({error.strerror}); let user {os.getuid()} write on the volume at "
+            f"{workspace()}, and see that it has room"
+        ) from None
+
+
 def bring(paths: Sequence[Path], run: Path) -> list[Path]:
     """Return where all pods see the inputs: where they lie on the volume, or copies under `run`."""
     found = []

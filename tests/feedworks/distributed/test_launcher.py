@@ -172,3 +172,20 @@ def test_a_job_that_starts_again_after_its_end_does_nothing(tmp_path):
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "make_ranker: already done\n")
+
+
+def test_a_volume_that_takes_nothing_is_told_before_machines_are_asked_for(api, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEEDWORKS_WORKSPACE", str(tmp_path))
+    (tmp_path / "runs").write_text("no folder")
+    with pytest.raises(FeedworksError, match=r"cannot make .*runs.*; let user \d+ write on the volume at"):
+        run_step("mari", "make_ranker", ["data", str(tmp_path / "out")], SETTINGS, num_nodes=2)
+    assert api.asked == []
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [({"num_nodes": 0}, "num_nodes=0: expected at least 1"), ({"gpus_per_node": 8}, "one takes num_gpus")],
+)
+def test_machines_that_make_no_sense_train_nothing(tmp_path, nodes, said):
+    with pytest.raises(ConfigError, match=said):
+        run_step("mari", "make_ranker", ["data", str(tmp_path / "out")], SETTINGS, **nodes)

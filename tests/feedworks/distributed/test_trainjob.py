@@ -106,3 +106,9 @@ def test_each_machine_gets_the_limits_of_the_task(tmp_path: Path, files, expecte
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
     assert own_limits(tmp_path) == expected
+
+
+def test_a_machine_has_for_each_process_what_the_task_has(tmp_path: Path):
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    (tmp_path / "memory.max").write_text("1048576\n")
+    assert own_limits(tmp_path, processes=8) == {"cpu": "12000m", "memory": str(8 * 1048576)}

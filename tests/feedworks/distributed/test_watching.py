@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -220,6 +221,7 @@ def test_a_suspended_job_waits_for_its_queue(api, capsys):
         (404, "the server could not find the requested resource", "NotFound", "install Kubeflow Trainer v2"),
         (404, 'namespaces "feedworks" not found', "NotFound", "apply manifests/, which makes it"),
         (401, "Unauthorized", "Unauthorized", "log in again"),
+        (302, "moved", "Found", "check that the address in KUBECONFIG"),
     ],
 )
 def test_a_refusal_is_one_line_with_its_reason_and_the_mend(api, code, message, reason, mend):
@@ -270,6 +272,120 @@ def test_a_short_outage_is_waited_out_and_a_long_one_is_an_error(api, capsys):
     script(api, out)
     with pytest.raises(UnreachableError, match="answers 503 etcd is down"):
         start(QUICK)
+
+
+def test_a_busy_api_is_asked_again_to_create(api, capsys):
+    """As under a quota that two jobs change at once; it is no job of the same name."""
+    conflict = 'Operation cannot be fulfilled on resourcequotas "jobs": the object has been modified'
+    api.refusals["POST", "/trainjobs"] = (409, conflict, "Conflict")
+    with pytest.raises(UnreachableError, match="answers 409 Operation cannot be fulfilled"):
+        start(QUICK)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("has been modified; trying again")
+    timer = threading.Timer(0.2, api.refusals.clear)
+    timer.start()
+    script(api, lambda: api.finish(NAME, "Complete", "AllJobsCompleted", ""))
+    start()
+    timer.join()
+    assert api.deleted == [NAME]
+
+
+def test_a_pod_whose_machine_is_gone_ends_no_training(api, capsys):
+    def lose() -> None:
+        api.refusals["GET", "/log"] = (500, "Get https://10.0.0.9:10250: no route to host", "InternalError")
+
+    def restart() -> None:
+        api.refusals.clear()
+        api.pods.clear()
+        api.say(api.add_pods(NAME, attempt="b")[0], "goes on at step 7")
+
+    waits = [lambda: time.sleep(0.2)] * 5
+    script(
+        api,
+        lambda: (api.say(api.add_pods(NAME)[0], "step 7"), lose()),
+        *waits,
+        restart,
+        lambda: api.finish(NAME, "Complete", "AllJobsCompleted", ""),
+    )
+    start(QUICK._replace(pending_s=60.0))
+    said = capsys.readouterr()
+    assert said.out == "[node 0] goes on at step 7\n"
+    assert "no route to host" in said.err
+    api.pods.clear()
+    script(
+        api,
+        lambda: api.say(api.add_pods(NAME)[0], "the last of it"),
+        lambda: (api.end(f"{NAME}-node-0-0-a", 137), lose(), api.finish(NAME, "Failed", "Lost", "node lost")),
+    )
+    with pytest.raises(FeedworksError, match=r"Lost: node lost.* last lines:\n  step 7\n  the last of it"):
+        start()
+
+
+def test_lines_are_those_that_begin_with_a_time(api, capsys):
+    """A bar moves within its line by carriage returns; other bytes than UTF-8 are told as such."""
+    pods: list[str] = []
+    script(
+        api,
+        lambda: pods.extend(api.add_pods(NAME)),
+        lambda: api.say(pods[0], "10 %\r20 %", "a\x0cb \u2028c"),
+        lambda: api.say(pods[0], "10 %\r20 %"),
+        lambda: api.finish(NAME, "Complete", "AllJobsCompleted", ""),
+    )
+    start()
+    said = capsys.readouterr().out
+    assert said.split("\n") == [
+        *(f"[node 0] {line}" for line in ("10 %\r20 %", "a\x0cb \u2028c", "10 %\r20 %")),
+        "",
+    ]
+
+
+@pytest.mark.parametrize("page", ["<html>log in</html>", '{"kind": "TrainJ', "[]", "null", ""])
+def test_an_answer_of_something_else_is_told(api, page):
+    api.server.RequestHandlerClass._found = lambda *_: (200, page)
+    with pytest.raises(UnreachableError, match=r"cannot create .* is no Kubernetes API, perhaps a proxy"):
+        start()
+    cluster = Cluster()
+    for ask in (cluster.job, cluster.pods):
+        with pytest.raises(UnreachableError, match="is no Kubernetes API"):
+            ask(NAME)
+
+
+def test_a_server_without_tls_is_told(api, tmp_path):
+    path = api.kubeconfig(tmp_path)
+    path.write_text(path.read_text().replace("http://", "https://"))
+    with pytest.raises(FeedworksError, match=r"no TLS with https://127.0.0.1:.*in KUBECONFIG") as caught:
+        start()
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"- a", b"text", b"\xff\xfe\0", b"", b"clusters: []"])
+def test_a_kubeconfig_that_is_none_is_told(api, tmp_path, content):
+    api.kubeconfig(tmp_path).write_bytes(content)
+    with pytest.raises(FeedworksError, match="several nodes need a Kubernetes cluster") as caught:
+        Cluster()
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_job_that_cannot_be_deleted_is_told(api, capsys):
+    script(api, lambda: api.finish(NAME, "Complete", "AllJobsCompleted", ""))
+    api.refusals["DELETE", NAME] = (403, "trainjobs is forbidden", "Forbidden")
+    start()
+    said = capsys.readouterr().err
+    assert f"it may go on training until you delete it: kubectl -n feedworks delete trainjob {NAME}" in said
+
+
+def test_a_job_whose_creation_is_broken_off_is_removed(api, monkeypatch):
+    """Ctrl-C or SIGTERM may come when the API has made the job and its answer is on the way."""
+    create = Cluster.create
+
+    def interrupted(cluster, job):
+        create(cluster, job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Cluster, "create", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert api.deleted == [NAME]
 
 
 def test_a_cluster_that_nobody_named_is_told(monkeypatch, tmp_path):
