@@ -12,7 +12,7 @@ from feedworks.contracts.features import AUTHOR_PROFILE, ITEM_PROFILE
 from feedworks.contracts.files import read_table
 from feedworks.contracts.retention import CATALOGUE, EVENTS
 from feedworks.contracts.synthetic_retention import write_synthetic_retention
-from feedworks.ocarm import event_log
+from feedworks.ocarm import event_log, item_tables
 from feedworks.ocarm.event_log import read_blocks
 from feedworks.ocarm.item_tables import ItemTables
 
@@ -27,6 +27,7 @@ def test_every_row_counts_the_week_before_it(
     data: Path, tmp_path: Path, block_events: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_log, "BLOCK_EVENTS", block_events)
+    monkeypatch.setattr(event_log, "BATCH_EVENTS", block_events)
     tables = ItemTables(data)
     for events in read_blocks(data):
         tables.add(events)
@@ -50,3 +51,22 @@ def test_every_row_counts_the_week_before_it(
             assert (row.item_author_id, row.item_category) == (week.author_id.iloc[0], week.category.iloc[0])
             assert row.item_counted_time == row.event_time.value // 1000
     assert rows.event_time.min() > pd.Timestamp(datetime(2000, 1, 1, tzinfo=UTC))
+
+
+@pytest.mark.parametrize("merge_rows", [0, 500, 10**9])
+def test_blocks_that_are_merged_on_the_way_give_the_same_bytes(
+    data: Path, tmp_path: Path, merge_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written(block_events: int, name: str) -> list[bytes]:
+        monkeypatch.setattr(event_log, "BLOCK_EVENTS", block_events)
+        monkeypatch.setattr(event_log, "BATCH_EVENTS", block_events)
+        tables, most = ItemTables(data), 0
+        for events in read_blocks(data):
+            tables.add(events)
+            most = max(most, len(tables._parts))
+        tables.write(tmp_path / name)
+        assert (most > 30) == (block_events == 100 and merge_rows == 10**9), "they are merged on the way"
+        return [table.path(tmp_path / name).read_bytes() for table in (ITEM_PROFILE, AUTHOR_PROFILE)]
+
+    monkeypatch.setattr(item_tables, "MERGE_ROWS", merge_rows)
+    assert written(100, "blocks") == written(10**9, "one")
