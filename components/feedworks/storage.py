@@ -44,6 +44,7 @@ def atomic_folder(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     with _workplace(target) as new:
         new.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
         yield new
+        _open_to_others(new)
         if durable:
             _flush(new)
         _swap(new, target)
@@ -95,7 +96,7 @@ def atomic_file(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     with _workplace(target) as workplace:
         new = workplace / target.name
         yield new
-        new.chmod(0o666 & ~_umask())  # some writers make private files
+        new.chmod(0o666 & ~_umask())  # some writers make private files, see `_open_to_others`
         if durable:
             _flush(new)
         new.replace(target)
@@ -196,6 +197,14 @@ def _locked(folder: Path, operation: int) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _open_to_others(folder: Path) -> None:
+    # safetensors makes files that only their owner may read; who serves a model is another user.
+    mode = 0o666 & ~_umask()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o077 == 0:
+            path.chmod(mode)
 
 
 def _umask() -> int:

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from feedworks.errors import DataError, FeedworksError
 from feedworks.storage import _exchange, atomic_folder, only_writer, read_json, write_bytes, write_json
@@ -84,8 +86,11 @@ def test_results_are_readable_by_others_as_the_umask_says(tmp_path):
     try:
         with atomic_folder(tmp_path / "r") as folder:
             write_json(folder / "x.json", {})
+            (folder / "deep").mkdir()
+            save_file({"x": torch.zeros(2)}, folder / "deep" / "x.safetensors")  # makes private files
         assert (tmp_path / "r").stat().st_mode & 0o777 == 0o755
         assert (tmp_path / "r" / "x.json").stat().st_mode & 0o777 == 0o644
+        assert (tmp_path / "r" / "deep" / "x.safetensors").stat().st_mode & 0o777 == 0o644
     finally:
         os.umask(before)
 

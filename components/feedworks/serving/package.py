@@ -56,7 +56,7 @@ def check_seal(folder: Path, files: Collection[str] | None = None) -> dict[str, 
     for name, digest in sealed.items():
         if not (folder / name).is_file():
             raise ModelError(f"{folder / name} is missing; package the model again")
-        if sha256(folder / name) != digest:
+        if _digest(folder / name) != digest:
             raise ModelError(f"{folder / name} is not the file that was packaged; package the model again")
     return facts
 
@@ -67,6 +67,15 @@ def _require_files(folder: Path, sealed: Collection[str], files: set[str]) -> No
         raise ModelError(f"{folder / extra[0]} is no file of such a model; package the model again")
     if missing := sorted(files - set(sealed)):
         raise ModelError(f"{folder / PACKAGE_FILE} does not name {missing[0]}; package the model again")
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise ModelError(
+            f"{path} cannot be read ({error.strerror}); give this user the right to read it"
+        ) from None
 
 
 def sha256(path: Path) -> str:

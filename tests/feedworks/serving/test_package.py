@@ -45,6 +45,13 @@ def test_a_changed_or_missing_file_is_named(sealed: Path) -> None:
         check_seal(sealed)
 
 
+def test_a_file_that_cannot_be_read_is_told(sealed: Path) -> None:
+    (sealed / "weights").unlink()
+    (sealed / "weights").symlink_to("/proc/self/mem")  # is a file, but not even root can read its first byte
+    with pytest.raises(ModelError, match=r"weights cannot be read \(.+\); give this user the right"):
+        check_seal(sealed)
+
+
 @pytest.mark.parametrize("content", ["{}", "[]", "{", '{"tag": "x", "files": 3}'])
 def test_a_damaged_seal_is_told(sealed: Path, content: str) -> None:
     (sealed / "package.json").write_text(content)
