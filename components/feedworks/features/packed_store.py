@@ -49,6 +49,7 @@ from feedworks.features.packed_rows import RowLayout
 
 Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 Read = tuple[datetime | None, dict[str, Value] | None]
+CONNECT_WITHIN_S = 5.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -303,7 +304,9 @@ class PackedOnlineStore(OnlineStore):
 
 def _address(config: RepoConfig) -> dict[str, Any]:
     nodes, settings = RedisOnlineStore._parse_connection_string(config.online_store.connection_string)
-    return {**settings, "host": nodes[0]["host"], "port": int(nodes[0]["port"])}
+    address = {"host": nodes[0]["host"], "port": int(nodes[0]["port"])}
+    # The system's own limit is two minutes for each of several tries, with no word.
+    return {"socket_connect_timeout": CONNECT_WITHIN_S, **settings, **address}
 
 
 def _messages(layout: RowLayout, rows: Sequence[bytes | None], requested: Sequence[str] | None) -> list[Read]:

@@ -102,6 +102,8 @@ def open_store(repo: Path) -> Iterator[FeatureStore]:
     """
     from feast import FeatureStore
     from feast.repo_config import FeastConfigError
+    from redis.exceptions import ConnectionError as NoConnectionError
+    from redis.exceptions import TimeoutError as NoAnswerError
     from sqlalchemy.exc import OperationalError
 
     file = store_file(repo)
@@ -116,6 +118,9 @@ def open_store(repo: Path) -> Iterator[FeatureStore]:
         raise StoreError(f"the registry of {file.name} does not answer ({reason})") from None
     try:
         yield store
+    except (NoConnectionError, NoAnswerError) as error:
+        reason = " ".join(str(error).split())
+        raise StoreError(f"the online store of {file.name} does not answer ({reason})") from None
     finally:
         for name in ("read_engine", "write_engine"):
             if engine := getattr(registry, name, None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from feedworks.contracts.features import (
 )
 from feedworks.contracts.fields import entity_of, feast_type
 from feedworks.errors import ConfigError, StoreError
+from feedworks.features import packed_store
 from feedworks.features import repo as repository
 from feedworks.features.definitions import define
 from feedworks.features.repo import apply, offline_of, open_store, read_definitions, store_file, tables_folder
@@ -238,6 +240,27 @@ def test_a_registry_that_is_down_is_told(repo: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("FEAST_FS_YAML_FILE_PATH", "down.yaml")
     with pytest.raises(StoreError, match=r"registry of down.yaml does not answer \(.*refused"):
         apply(repo)
+
+
+@pytest.mark.parametrize("said", ["refused", "[Tt]imeout"])
+def test_an_online_store_that_is_down_is_told(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    monkeypatch.setattr(packed_store, "CONNECT_WITHIN_S", 0.3)
+    text = (ROOT / "manifests" / "base" / "features" / "feature_store.yaml").read_text()
+    (repo / "down.yaml").write_text(text.replace("/features/registry.db", str(tmp_path / "registry.db")))
+    monkeypatch.setenv("FEAST_FS_YAML_FILE_PATH", "down.yaml")
+    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
+        listener.bind(("127.0.0.1", 0))
+        if said != "refused":
+            # A full queue of connections that nobody accepts: the system drops the next ones in silence.
+            listener.listen(0)
+            for each in (first, second):
+                each.setblocking(False)
+                each.connect_ex(listener.getsockname())
+        monkeypatch.setenv("FEAST_REDIS", f"127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(StoreError, match=rf"online store of down.yaml does not answer \(.*{said}"):
+            apply(repo)
 
 
 def _day():
