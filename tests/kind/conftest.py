@@ -17,7 +17,7 @@ from .jobs import CLAIM, Workplace
 from .kubectl import Object, apply, items, kubectl, remove
 from .overlay import NAMESPACE as OURS
 from .overlay import SERVICES, apply_overlay, bring_models
-from .papers import Papers
+from .papers import ALONE, Papers
 from .probes import LISTEN, LISTENS, PORT, address_of, connects, start
 from .volumes import LABEL, Volumes
 
@@ -174,6 +174,8 @@ def listening(work: Workplace, left_out: Say) -> str:
 @pytest.fixture(scope="session")
 def models(manifests: list[Object], work: Workplace, paper: Papers) -> Models:
     """The packaged model of each paper, here and on the claim of the services, which start with it."""
+    paper(ALONE)
+    paper.start()
     found = {name: work.bring(paper(name).tasks["package"].outputs["model"]) for name in PAPERS}
     bring_models(found)
     words = ["deployments", "-l", SERVICES, "--replicas=1"]

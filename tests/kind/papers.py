@@ -19,6 +19,7 @@ from .jobs import Workplace
 from .tasks import ROOT, Task, run_pipeline
 
 ALONE = "recochain"
+OTHERS = ("ksa", "ocarm", "mari")  # the longest first
 _STAGES = ("pretrain", "distil", "anneal")
 SETTINGS = {
     "recochain": [
@@ -62,7 +63,7 @@ class Papers:
         self._work = work
         self._ran: dict[str, Paper] = {}
         self._running: dict[str, Future[Paper]] = {}
-        # Processes: kfp keeps what it runs in globals. The longest first.
+        # Processes: kfp keeps what it runs in globals.
         self._others = ProcessPoolExecutor(2, multiprocessing.get_context("fork"))
 
     def __call__(self, name: str) -> Paper:
@@ -71,14 +72,19 @@ class Papers:
         Raises:
             ClusterError: a task of it failed.
         """
-        if name == ALONE and name not in self._ran:
-            self._ran[name] = run_paper(self._work, name)
-        elif name not in self._ran:
-            for other in sorted(SETTINGS, key=["ksa", "ocarm"].__contains__, reverse=True):
-                if other != ALONE and other not in self._running:
-                    self._running[other] = self._others.submit(run_paper, self._work, other)
-            self._ran[name] = self._running[name].result()
+        if name not in self._ran:
+            if name == ALONE:
+                self._ran[name] = run_paper(self._work, name)
+            else:
+                self.start(name)
+                self._ran[name] = self._running[name].result()
         return self._ran[name]
+
+    def start(self, *names: str) -> None:
+        """Begin papers that will be asked for, without waiting for them."""
+        for name in names or OTHERS:
+            if name not in self._running:
+                self._running[name] = self._others.submit(run_paper, self._work, name)
 
     def close(self) -> None:
         """End what still runs."""

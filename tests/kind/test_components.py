@@ -17,7 +17,7 @@ from feedworks.papers import PAPERS
 
 from .conftest import Say
 from .jobs import Workplace
-from .papers import SETTINGS, Papers, components
+from .papers import ALONE, SETTINGS, Papers, components
 from .tasks import ROOT
 
 pytestmark = [pytest.mark.kind, pytest.mark.timeout(3600)]
@@ -27,6 +27,8 @@ DOCKER = "/usr/bin/docker" if Path("/usr/bin/docker").exists() else shutil.which
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_every_component_runs_as_a_job(paper: Papers, work: Workplace, name: str, tell: Say) -> None:
+    if name != ALONE:
+        paper.start()
     ran = paper(name)
     assert set(ran.tasks) == components(name)
     evaluation = work.bring(ran.tasks["evaluate"].outputs["evaluation"])

@@ -24,11 +24,12 @@ READY_S = 300.0
 
 
 def ready(deployment: str) -> None:
-    """Wait for the rollout of a Deployment."""
-    words = ["rollout", "status", f"deployment/{deployment}", f"--timeout={READY_S:.0f}s"]
+    """Wait until a Deployment has its pods, however long it waited for what they need."""
+    words = ["wait", "--for=condition=Available", f"deployment/{deployment}", f"--timeout={READY_S:.0f}s"]
     done = kubectl(*words, namespace=OURS, within_s=READY_S + 30, check=False)
     if done.returncode:
-        raise ClusterError(f"{done.stderr}\n{explain(OURS, f'app.kubernetes.io/name={deployment}')}")
+        name = deployment.removeprefix("feedworks-")
+        raise ClusterError(f"{done.stderr}\n{explain(OURS, f'app.kubernetes.io/name={name}')}")
 
 
 def demo_answers(address: str, name: str, data: Path) -> list[Any]:

@@ -63,15 +63,7 @@ def definitions(left_out: Say, tmp_path_factory: pytest.TempPathFactory) -> Iter
         # Rules in CEL are newer than some servers; those leave them out.
         kubectl("create", "--validate=false", "-f", str(path))
     try:
-        for kind in ("trainjobs", "trainingruntimes", "clustertrainingruntimes"):
-            words = [
-                "wait",
-                "--for=condition=Established",
-                f"crd/{kind}.trainer.kubeflow.org",
-                "--timeout=60s",
-            ]
-            kubectl(*words)
-        server.kinds.cache_clear()
+        wait_for(_are_served, "the definitions", within_s=60, namespace=OURS)
         folder = kustomization_with(tmp_path_factory.mktemp("trainer"), ["trainer", "images"])
         apply(of_kind(render(folder), "ClusterTrainingRuntime"))
         yield
@@ -79,6 +71,11 @@ def definitions(left_out: Say, tmp_path_factory: pytest.TempPathFactory) -> Iter
         for path in DEFINITIONS:
             kubectl("delete", "--ignore-not-found", "-f", str(path), within_s=180)
         server.kinds.cache_clear()
+
+
+def _are_served() -> bool | None:
+    server.kinds.cache_clear()
+    return {"TrainJob", "TrainingRuntime", "ClusterTrainingRuntime"} <= server.kinds(GROUP) or None
 
 
 @pytest.mark.usefixtures("definitions")
@@ -98,6 +95,11 @@ def test_the_server_keeps_every_field_of_a_train_job_and_of_the_runtime(tmp_path
     (runtime,) = of_kind(render(folder), "ClusterTrainingRuntime")
     kept = get("clustertrainingruntime", "feedworks-torch")
     assert _missing(runtime["spec"], kept["spec"]) == []
+
+
+def train_jobs() -> list[Object]:
+    """Those that are not being deleted, for which a collector may take half a minute."""
+    return [each for each in items(JOBS, namespace=OURS) if "deletionTimestamp" not in each["metadata"]]
 
 
 def _missing(wanted: Any, found: Any, path: str = "spec") -> list[str]:
@@ -120,11 +122,12 @@ def test_a_train_job_that_does_not_fit_is_told(trainer: Object, said: str) -> No
     with pytest.raises(FeedworksError, match=rf"cannot create TrainJob tests .*: {said}") as caught:
         run_job(Cluster(OURS), train_job(**trainer))
     assert "the object does not fit this cluster's TrainJob" in str(caught.value)
-    assert items(JOBS, namespace=OURS) == []
+    assert train_jobs() == []
 
 
 @pytest.mark.usefixtures("definitions")
-def test_a_quota_that_is_used_up_is_told() -> None:
+def test_a_quota_is_told() -> None:
+    """Used up, or not counted yet, which a server does minutes after it learnt a definition."""
     quota = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
@@ -133,13 +136,7 @@ def test_a_quota_that_is_used_up_is_told() -> None:
     }
     apply([quota])
     try:
-        wait_for(
-            lambda: get("resourcequota", "none", namespace=STRANGER).get("status", {}).get("used"),
-            "the quota",
-            within_s=60,
-            namespace=STRANGER,
-        )
-        with pytest.raises(FeedworksError, match="exceeded quota: none") as caught:
+        with pytest.raises(FeedworksError, match=r"forbidden: .* quota: none") as caught:
             run_job(Cluster(STRANGER), train_job(namespace=STRANGER))
         assert str(caught.value).endswith("raise the namespace's quota, or wait until others are done")
     finally:
@@ -152,7 +149,7 @@ def test_a_cluster_without_a_controller_is_told_and_nothing_stays() -> None:
         FeedworksError, match=r"0 of 2 nodes run .*is the controller of Kubeflow Trainer running"
     ):
         run_job(Cluster(OURS), train_job(), Limits(pending_s=2, poll_s=0.5))
-    assert items(JOBS, namespace=OURS) == []
+    assert train_jobs() == []
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +192,7 @@ def test_a_task_makes_a_train_job_and_a_cancelled_one_removes_it(ranker: Task, w
     launches(ranker, OURS, "feedworks-pipeline", "feedworks-workspace")
     try:
         found = wait_for(
-            lambda: next(iter(items(JOBS, namespace=OURS)), None),
+            lambda: next(iter(train_jobs()), None),
             "a TrainJob",
             within_s=120,
             namespace=OURS,
@@ -214,7 +211,7 @@ def test_a_task_makes_a_train_job_and_a_cancelled_one_removes_it(ranker: Task, w
         succeeded, said = ours.end(TASK, within_s=60)
         assert not succeeded
         assert f"TrainJob {found['metadata']['name']}: deleted" in said
-        assert items(JOBS, namespace=OURS) == []
+        assert train_jobs() == []
     finally:
         remove("job", TASK, namespace=OURS)
 

@@ -202,7 +202,7 @@ def _mend(status: int, said: str) -> str:
         return f"the cluster knows no TrainJob ({GROUP}/{VERSION}): install Kubeflow Trainer v2"
     if status == 401:
         return "the credentials are refused: log in again, or mend the service account"
-    if status == 403 and "exceeded quota" in said:
+    if status == 403 and " quota: " in said:
         return "raise the namespace's quota, or wait until others are done"
     if status == 403 and "webhook" not in said:
         return "the account may not: bind the role feedworks-pipeline of manifests/ to it"
