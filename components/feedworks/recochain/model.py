@@ -234,6 +234,15 @@ class RecoChain(nn.Module):
         total_BK: Tensor = logits_BK + self.evidence(evidence_BKJ).squeeze(-1)
         return total_BK
 
+    def rank_nothing(self) -> Tensor:
+        """Zero, with a gradient of zero for all that only `rank` may read.
+
+        Processes that train together exchange the gradients that each of them has, which must be the same.
+        """
+        parts = (*self._rank_parts(), self.item, self.vector)
+        total: Tensor = torch.stack([x.sum() for part in parts for x in part.parameters()]).sum()
+        return total * 0
+
     def _rank_parts(self) -> tuple[nn.Module, ...]:
         return self.rank_token, self.similarity, self.rank_head, self.evidence
 

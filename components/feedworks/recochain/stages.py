@@ -166,7 +166,7 @@ def _rank_term(
     """The ranking loss over the rows whose target the beam holds, or over all with forced positives."""
     row_H = _ranked_rows(batch, config).nonzero().squeeze(1)
     if not len(row_H):
-        return prefix.layers[0].key.sum() * 0
+        return module.rank_nothing()
     candidate_HK = batch.candidate_BK[row_H]
     found = retrieve(candidate_HK, batch.past_BF[row_H], catalogue.vector_NV, config.search.retrieved)
     prior_HKP = batch.prior_BKP[row_H]

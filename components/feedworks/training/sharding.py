@@ -30,8 +30,6 @@ def shard(module: nn.Module, mesh: Any) -> nn.Module:
             fully_shard(part, mesh=mesh)
     # Without this the module itself keeps its weights between the passes, and its parameters are whole then.
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    # Where one process has no row for a part of the model, and another has, they still exchange the same.
-    module.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
     return module
 
 

@@ -129,9 +129,10 @@ def kill(name: str, state_dir: Path, seed: int, num_kills: int = 2) -> None:
 
 def _newest(state_dir: Path) -> int:
     """Steps done, over all lengths of an extension."""
-    folders = [path for path in state_dir.rglob("*") if path.name.startswith("step-")]
-    finished = 24 * len(list(state_dir.rglob("final")))
-    return finished + max((int(path.name.removeprefix("step-")) for path in folders), default=0)
+    # Unlike rglob, walk goes on where a folder has gone since it was listed.
+    names = [name for _, folders, _ in os.walk(state_dir) for name in folders]
+    steps = [int(name.removeprefix("step-")) for name in names if name.startswith("step-")]
+    return 24 * names.count("final") + max(steps, default=0)
 
 
 def main() -> None:
