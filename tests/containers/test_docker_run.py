@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from docker import from_env
 
 from feedworks import images
+from feedworks.cli.docker_tasks import LABEL, docker_runner
 from feedworks.contracts.synthetic import write_synthetic
+from feedworks.errors import FeedworksError
 
 from .engine import docker, require
 
@@ -86,6 +90,28 @@ def test_a_run_that_is_interrupted_leaves_no_container(data: Path, tmp_path: Pat
     assert not (tmp_path / "metrics.json").exists()
 
 
+def test_a_container_that_was_made_and_not_started_is_removed() -> None:
+    require(images.CPU)
+    with docker_runner("synthetic") as runner:
+        made = docker(
+            "create", "--label", f"{LABEL}={runner.container_run_args['labels'][LABEL]}", images.CPU
+        )
+        assert docker("inspect", made.stdout.strip()).returncode == 0
+    assert docker("inspect", made.stdout.strip(), check=False).returncode == 1
+
+
+def test_an_engine_that_refuses_a_container_is_one_line(data: Path, tmp_path: Path) -> None:
+    require(images.CPU)
+    colon = feedworks(data, tmp_path / "a:b", "--runner", "docker")
+    assert "Docker mounts no folder with a colon in its name" in colon.stderr
+    with (
+        pytest.raises(FeedworksError, match=r"the Docker engine failed \(.*invalid reference format"),
+        docker_runner("synthetic"),
+        closing(from_env()) as client,
+    ):
+        client.containers.create("No Image")
+
+
 def mine(out: Path) -> list[str]:
     """Running containers that a run into `out` started."""
     volume = out / "work" / "kfp"
@@ -101,6 +127,8 @@ def mine(out: Path) -> list[str]:
             {},
             "feedworks: image 127.0.0.1:1/nobody/nothing:1 is not here and could not be pulled (",
         ),
+        (["--image", "No Image"], {}, "feedworks: --image 'No Image' is no name of an image ("),
+        (["--image", ""], {}, "feedworks: --image '' is no name of an image ("),
         ([], {"DOCKER_HOST": "unix:///nowhere.sock"}, "feedworks: no Docker engine answers ("),
         ([], {"DOCKER_HOST": "tcp://127.0.0.1:1"}, "feedworks: no Docker engine answers ("),
     ],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,11 @@ def docker_runner(source: str, image: str = images.CPU) -> Iterator[DockerRunner
         image: of all tasks; pulled where the engine has it not.
 
     Raises:
-        FeedworksError: no engine answers, or the image is neither here nor can it be pulled.
+        FeedworksError: no engine answers, it refuses a container or goes away; or the image is neither here
+            nor can it be pulled.
     """
+    import docker
+    import requests
     from kfp.local import DockerRunner
 
     run = uuid.uuid4().hex
@@ -54,10 +57,15 @@ def docker_runner(source: str, image: str = images.CPU) -> Iterator[DockerRunner
             security_opt=["no-new-privileges"],
             mounts=_mounts(source),
         )
+    except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
+        raise FeedworksError(
+            f"the Docker engine failed ({_short(error)}); see its log, then try again"
+        ) from error
     finally:
-        # kfp leaves a container running when it is interrupted.
-        for container in client.containers.list(filters={"label": f"{LABEL}={run}"}):
-            _end(container)
+        # kfp leaves a container when it is interrupted, be it between making and starting it.
+        with suppress(docker.errors.DockerException, requests.exceptions.RequestException):
+            for container in client.containers.list(all=True, filters={"label": f"{LABEL}={run}"}):
+                _remove(container)
         client.close()
 
 
@@ -87,6 +95,8 @@ def _require_image(client: DockerClient, image: str) -> None:
                 f"image {image} is not here and could not be pulled ({_short(error)}); "
                 "build it with `make images`"
             ) from error
+    except docker.errors.DockerException as error:
+        raise FeedworksError(f"--image {image!r} is no name of an image ({_short(error)})") from error
 
 
 def _mounts(source: str) -> list[Any]:
@@ -99,13 +109,11 @@ def _mounts(source: str) -> list[Any]:
     return [Mount(target=path, source=path, type="bind", read_only=True)]
 
 
-def _end(container: Any) -> None:
+def _remove(container: Any) -> None:
     import docker
 
-    try:
-        container.kill()
-    except docker.errors.APIError:
-        return  # it has ended meanwhile
+    with suppress(docker.errors.APIError):  # it has ended meanwhile
+        container.remove(force=True)
 
 
 def _short(error: Exception) -> str:

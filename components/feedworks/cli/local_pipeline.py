@@ -57,6 +57,8 @@ def run_pipeline(
         FeedworksError: a task failed; earlier results in `out` stay.
     """
     root = out / "work" / "kfp"
+    if containers and ":" in str(root.resolve()):
+        raise FeedworksError(f"Docker mounts no folder with a colon in its name: {out}; give another --out")
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     source = str(Path(source).resolve()) if Path(source).is_dir() else source
