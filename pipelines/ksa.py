@@ -48,7 +48,8 @@ def pipeline(
     corpus = {"corpus": prepared.outputs["corpus"]}
     hidden = component.make_needles(**corpus, **settings)
     data = corpus | {"needles": hidden.output}
-    machines = {"num_gpus": num_gpus, "num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
+    machines = {"num_gpus": num_gpus, "num_nodes": num_nodes}
+    machines |= {"gpus_per_node": gpus_per_node, "gpu_type": gpu_type}
     trains = data | settings | machines
 
     pretrained = component.pretrain(**trains)

@@ -44,7 +44,8 @@ def pipeline(
         tolerations: of taints, for every task, as Kubernetes writes them.
     """
     settings = {"preset": preset, "overrides": overrides}
-    machines = {"num_gpus": num_gpus, "num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
+    machines = {"num_gpus": num_gpus, "num_nodes": num_nodes}
+    machines |= {"gpus_per_node": gpus_per_node, "gpu_type": gpu_type}
     prepared = component.prepare_candidates(source=source, data_version=data_version, **settings)
     candidates = {"candidates": prepared.outputs["candidates"]}
     made = component.make_ranker(**candidates, **machines, **settings)

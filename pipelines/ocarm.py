@@ -42,7 +42,8 @@ def pipeline(
         tolerations: of taints, for every task, as Kubernetes writes them.
     """
     settings = {"preset": preset, "overrides": overrides}
-    machines = {"num_gpus": num_gpus, "num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
+    machines = {"num_gpus": num_gpus, "num_nodes": num_nodes}
+    machines |= {"gpus_per_node": gpus_per_node, "gpu_type": gpu_type}
     built = component.build_samples(source=source, data_version=data_version, **settings)
     samples, tables = ({name: built.outputs[name]} for name in ("samples", "tables"))
     joined = component.join_features(**samples, **tables)
@@ -50,7 +51,6 @@ def pipeline(
     audited = component.audit_times(**samples, **observables, **content, **settings)
     audit = {"audit": audited.outputs["audit"]}
     online = component.materialize(**tables, **settings).after(audited)
-
     taught = component.train_teacher(**observables, **content, **audit, **machines, **settings)
     exported = component.export_vectors(teacher=taught.output, **observables, **content, **settings)
     trained = component.train_student(vectors=exported.output, **observables, **machines, **settings)

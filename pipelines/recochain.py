@@ -42,10 +42,10 @@ def pipeline(
         tolerations: of taints, for every task, as Kubernetes writes them.
     """
     settings = {"preset": preset, "overrides": overrides}
-    machines = {"num_gpus": num_gpus, "num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
+    machines = {"num_gpus": num_gpus, "num_nodes": num_nodes}
+    machines |= {"gpus_per_node": gpus_per_node, "gpu_type": gpu_type}
     prepared = component.prepare_sequences(source=source, data_version=data_version, **settings)
     sequences = {"sequences": prepared.outputs["sequences"]}
-
     tokenizer = component.fit_tokenizer(**sequences, **settings)
     ids = component.assign_ids(tokenizer=tokenizer.output, **sequences, **settings)
     data = sequences | {"semantic_ids": ids.output}

@@ -11,7 +11,7 @@ from typing import Any
 
 from feedworks.configuration import flatten
 from feedworks.distributed.launcher import launch_words, run_on_nodes
-from feedworks.distributed.trainjob import Nodes
+from feedworks.distributed.trainjob import GPU_TYPE, Nodes
 from feedworks.errors import ConfigError, FeedworksError
 from feedworks.papers import PAPERS
 from feedworks.progress import say
@@ -24,8 +24,7 @@ def run_step(
     settings: tuple[str, Sequence[str]],
     *,
     num_processes: int | str = 0,
-    num_nodes: int = 1,
-    gpus_per_node: int = 0,
+    nodes: tuple[int, int, str] = (1, 0, GPU_TYPE),
 ) -> None:
     """Call `feedworks.<paper>.steps.<step>(*paths, config)`.
 
@@ -36,8 +35,9 @@ def run_step(
         settings: name of a preset, and `key=value` overrides.
         num_processes: one for each GPU asked for; up to 1 runs the step here. Kubeflow reads a number of
             GPUs from text only, so that it may come as one.
-        num_nodes: machines; over 1 a TrainJob of the cluster trains, and this process watches it.
-        gpus_per_node: GPUs of each of several machines, with a process for each; 0 trains on their CPUs.
+        nodes: machines; over 1 a TrainJob of the cluster trains, and this process watches it. Then the GPUs
+            of each, with a process for each, where 0 trains on their CPUs; and the name of such a GPU as a
+            resource of a node.
 
     Raises:
         ConfigError: a count makes no sense, or there are fewer GPUs here, and no setting says
@@ -47,11 +47,12 @@ def run_step(
     preset, overrides = settings
     num_processes = _count(num_processes)
     config = PAPERS[paper].part("config").resolve(preset, overrides)
-    nodes = Nodes(num_nodes=num_nodes, gpus_per_node=gpus_per_node)
+    num_nodes, gpus_per_node, gpu_type = nodes
+    machines = Nodes(num_nodes=num_nodes, gpus_per_node=gpus_per_node, gpu_type=gpu_type)
     if gpus_per_node and num_nodes == 1:
         raise ConfigError(f"gpus_per_node={gpus_per_node} is for several nodes; one takes num_gpus")
     if num_nodes > 1:
-        run_on_nodes(paper, step, paths, settings, nodes)
+        run_on_nodes(paper, step, paths, settings, machines)
         return
     if num_processes:
         _require_gpus(num_processes, config)

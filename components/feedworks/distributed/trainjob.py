@@ -6,7 +6,6 @@ volume, the account and the rights; Kubeflow Trainer tells torchrun the nodes by
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from feedworks.errors import ConfigError
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 RUNTIME = "feedworks-torch"
-GPU_VARIABLE = "FEEDWORKS_GPU_TYPE"
+GPU_TYPE = "nvidia.com/gpu"
 LAUNCH = ("python", "-m", "torch.distributed.run", "-m", "feedworks.launch")
 # Of the pods of a job; JobSet writes the labels, and the Job each pod's number.
 POD_LABELS = "jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name=node"
@@ -33,11 +32,13 @@ class Nodes:
         num_nodes: machines, a pod on each.
         gpus_per_node: GPUs of each, with a process for each; 0 trains on CPUs.
         processes_per_node: processes of each where there is no GPU.
+        gpu_type: name of a GPU as a resource of a node.
     """
 
     num_nodes: int
     gpus_per_node: int = 0
     processes_per_node: int = 1
+    gpu_type: str = GPU_TYPE
 
     def __post_init__(self) -> None:
         for name, least in (("num_nodes", 1), ("gpus_per_node", 0), ("processes_per_node", 1)):
@@ -72,7 +73,7 @@ def build(
     from kubeflow_trainer_api import models
 
     # A job's resources take the place of the runtime's: a GPU alone would lift the limit on memory.
-    asked = limits | ({gpu_type(): str(nodes.gpus_per_node)} if nodes.gpus_per_node else {})
+    asked = limits | ({nodes.gpu_type: str(nodes.gpus_per_node)} if nodes.gpus_per_node else {})
     resources = {"limits": asked, "requests": asked} if limits else {"limits": asked}
     job = models.TrainerV1alpha1TrainJob.from_dict(
         {
@@ -96,11 +97,6 @@ def build(
     assert job is not None
     found: dict[str, Any] = job.to_dict()
     return found
-
-
-def gpu_type() -> str:
-    """Return the name of a GPU as a resource of a node."""
-    return os.environ.get(GPU_VARIABLE, "nvidia.com/gpu")
 
 
 def own_limits(cgroup: Path = _CGROUP, *, processes: int = 1) -> dict[str, str]:

@@ -56,6 +56,7 @@ def pretrain(
     num_gpus: str,
     num_nodes: int,
     gpus_per_node: int,
+    gpu_type: str,
     corpus: dsl.Input[dsl.Dataset],
     needles: dsl.Input[dsl.Dataset],
     pretrained: dsl.Output[dsl.Model],
@@ -64,8 +65,8 @@ def pretrain(
     from feedworks.launch import run_step
 
     paths = [corpus.path, needles.path, pretrained.path]
-    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
-    run_step("ksa", "pretrain", paths, (preset, overrides), num_processes=num_gpus, **nodes)
+    nodes = (num_nodes, gpus_per_node, gpu_type)
+    run_step("ksa", "pretrain", paths, (preset, overrides), num_processes=num_gpus, nodes=nodes)
 
 
 @dsl.component(base_image=images.GPU, install_kfp_package=False)
@@ -75,6 +76,7 @@ def distil(
     num_gpus: str,
     num_nodes: int,
     gpus_per_node: int,
+    gpu_type: str,
     corpus: dsl.Input[dsl.Dataset],
     needles: dsl.Input[dsl.Dataset],
     pretrained: dsl.Input[dsl.Model],
@@ -84,8 +86,8 @@ def distil(
     from feedworks.launch import run_step
 
     paths = [corpus.path, needles.path, pretrained.path, distilled.path]
-    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
-    run_step("ksa", "distil", paths, (preset, overrides), num_processes=num_gpus, **nodes)
+    nodes = (num_nodes, gpus_per_node, gpu_type)
+    run_step("ksa", "distil", paths, (preset, overrides), num_processes=num_gpus, nodes=nodes)
 
 
 @dsl.component(base_image=images.GPU, install_kfp_package=False)
@@ -95,6 +97,7 @@ def anneal(
     num_gpus: str,
     num_nodes: int,
     gpus_per_node: int,
+    gpu_type: str,
     corpus: dsl.Input[dsl.Dataset],
     needles: dsl.Input[dsl.Dataset],
     distilled: dsl.Input[dsl.Model],
@@ -104,8 +107,8 @@ def anneal(
     from feedworks.launch import run_step
 
     paths = [corpus.path, needles.path, distilled.path, annealed.path]
-    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
-    run_step("ksa", "anneal", paths, (preset, overrides), num_processes=num_gpus, **nodes)
+    nodes = (num_nodes, gpus_per_node, gpu_type)
+    run_step("ksa", "anneal", paths, (preset, overrides), num_processes=num_gpus, nodes=nodes)
 
 
 @dsl.component(base_image=images.GPU, install_kfp_package=False)
@@ -115,6 +118,7 @@ def extend(
     num_gpus: str,
     num_nodes: int,
     gpus_per_node: int,
+    gpu_type: str,
     corpus: dsl.Input[dsl.Dataset],
     needles: dsl.Input[dsl.Dataset],
     annealed: dsl.Input[dsl.Model],
@@ -124,8 +128,8 @@ def extend(
     from feedworks.launch import run_step
 
     paths = [corpus.path, needles.path, annealed.path, extended.path]
-    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
-    run_step("ksa", "extend", paths, (preset, overrides), num_processes=num_gpus, **nodes)
+    nodes = (num_nodes, gpus_per_node, gpu_type)
+    run_step("ksa", "extend", paths, (preset, overrides), num_processes=num_gpus, nodes=nodes)
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
@@ -143,6 +147,7 @@ def train_baseline(
     num_gpus: str,
     num_nodes: int,
     gpus_per_node: int,
+    gpu_type: str,
     attention: str,
     corpus: dsl.Input[dsl.Dataset],
     needles: dsl.Input[dsl.Dataset],
@@ -153,8 +158,8 @@ def train_baseline(
 
     paths = [corpus.path, needles.path, baseline.path]
     settings = (preset, [*overrides, f"baselines={attention}"])
-    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
-    run_step("ksa", "train_baseline", paths, settings, num_processes=num_gpus, **nodes)
+    nodes = (num_nodes, gpus_per_node, gpu_type)
+    run_step("ksa", "train_baseline", paths, settings, num_processes=num_gpus, nodes=nodes)
 
 
 @dsl.component(base_image=images.GPU, install_kfp_package=False)

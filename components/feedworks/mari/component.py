@@ -43,6 +43,7 @@ def make_ranker(
     num_gpus: str,
     num_nodes: int,
     gpus_per_node: int,
+    gpu_type: str,
     candidates: dsl.Input[dsl.Dataset],
     ranker: dsl.Output[dsl.Model],
 ) -> None:
@@ -50,8 +51,8 @@ def make_ranker(
     from feedworks.launch import run_step
 
     paths = [candidates.path, ranker.path]
-    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
-    run_step("mari", "make_ranker", paths, (preset, overrides), num_processes=num_gpus, **nodes)
+    nodes = (num_nodes, gpus_per_node, gpu_type)
+    run_step("mari", "make_ranker", paths, (preset, overrides), num_processes=num_gpus, nodes=nodes)
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)

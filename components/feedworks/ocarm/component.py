@@ -79,6 +79,7 @@ def train_teacher(
     num_gpus: str,
     num_nodes: int,
     gpus_per_node: int,
+    gpu_type: str,
     observables: dsl.Input[dsl.Dataset],
     content: dsl.Input[dsl.Dataset],
     audit: dsl.Input[dsl.Artifact],
@@ -88,8 +89,8 @@ def train_teacher(
     from feedworks.launch import run_step
 
     paths = [observables.path, content.path, teacher.path]
-    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
-    run_step("ocarm", "train_teacher", paths, (preset, overrides), num_processes=num_gpus, **nodes)
+    nodes = (num_nodes, gpus_per_node, gpu_type)
+    run_step("ocarm", "train_teacher", paths, (preset, overrides), num_processes=num_gpus, nodes=nodes)
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
@@ -117,6 +118,7 @@ def train_student(
     num_gpus: str,
     num_nodes: int,
     gpus_per_node: int,
+    gpu_type: str,
     observables: dsl.Input[dsl.Dataset],
     vectors: dsl.Input[dsl.Dataset],
     student: dsl.Output[dsl.Model],
@@ -125,8 +127,8 @@ def train_student(
     from feedworks.launch import run_step
 
     paths = [observables.path, vectors.path, student.path]
-    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
-    run_step("ocarm", "train_student", paths, (preset, overrides), num_processes=num_gpus, **nodes)
+    nodes = (num_nodes, gpus_per_node, gpu_type)
+    run_step("ocarm", "train_student", paths, (preset, overrides), num_processes=num_gpus, nodes=nodes)
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)

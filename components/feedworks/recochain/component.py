@@ -72,6 +72,7 @@ def train_generator(
     num_gpus: str,
     num_nodes: int,
     gpus_per_node: int,
+    gpu_type: str,
     sequences: dsl.Input[dsl.Dataset],
     semantic_ids: dsl.Input[dsl.Dataset],
     generator: dsl.Output[dsl.Model],
@@ -81,8 +82,8 @@ def train_generator(
 
     paths = [each.path for each in (sequences, semantic_ids, generator)]
     settings = (preset, overrides)
-    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
-    run_step("recochain", "train_generator", paths, settings, num_processes=num_gpus, **nodes)
+    nodes = (num_nodes, gpus_per_node, gpu_type)
+    run_step("recochain", "train_generator", paths, settings, num_processes=num_gpus, nodes=nodes)
 
 
 @dsl.component(base_image=images.GPU, install_kfp_package=False)
@@ -110,6 +111,7 @@ def train_joint(
     num_gpus: str,
     num_nodes: int,
     gpus_per_node: int,
+    gpu_type: str,
     sequences: dsl.Input[dsl.Dataset],
     semantic_ids: dsl.Input[dsl.Dataset],
     generator: dsl.Input[dsl.Model],
@@ -121,8 +123,8 @@ def train_joint(
 
     paths = [each.path for each in (sequences, semantic_ids, generator, candidates, joint)]
     settings = (preset, overrides)
-    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
-    run_step("recochain", "train_joint", paths, settings, num_processes=num_gpus, **nodes)
+    nodes = (num_nodes, gpus_per_node, gpu_type)
+    run_step("recochain", "train_joint", paths, settings, num_processes=num_gpus, nodes=nodes)
 
 
 @dsl.component(base_image=images.GPU, install_kfp_package=False)
@@ -132,6 +134,7 @@ def train_baseline(
     num_gpus: str,
     num_nodes: int,
     gpus_per_node: int,
+    gpu_type: str,
     sequences: dsl.Input[dsl.Dataset],
     sasrec: dsl.Output[dsl.Model],
 ) -> None:
@@ -140,8 +143,8 @@ def train_baseline(
 
     paths = [sequences.path, sasrec.path]
     settings = (preset, overrides)
-    nodes = {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node}
-    run_step("recochain", "train_baseline", paths, settings, num_processes=num_gpus, **nodes)
+    nodes = (num_nodes, gpus_per_node, gpu_type)
+    run_step("recochain", "train_baseline", paths, settings, num_processes=num_gpus, nodes=nodes)
 
 
 @dsl.component(base_image=images.GPU, install_kfp_package=False)

@@ -103,7 +103,7 @@ def contents(folder: Path) -> list[str]:
 def test_two_nodes_train_what_one_does(api, nodes, tmp_path, capsys):
     data, out = tmp_path / "data", tmp_path / "task" / "ranker"
     write_synthetic_ranking(data, num_users=60, num_items=50, num_rows=1200, seed=1)
-    run_step("mari", "make_ranker", [str(data), str(out)], SETTINGS, num_nodes=2)
+    run_step("mari", "make_ranker", [str(data), str(out)], SETTINGS, nodes=(2, 0, "x/gpu"))
     said = capsys.readouterr()
     assert "[node 0] train:" in said.out
     assert "2 nodes" in said.err
@@ -123,7 +123,7 @@ def test_an_error_of_the_step_is_told_with_its_own_words(api, nodes, tmp_path):
     (tmp_path / "data").mkdir()
     out = tmp_path / "task" / "ranker"
     with pytest.raises(FeedworksError, match=r"ended with code 1 \(Error\); its last lines") as caught:
-        run_step("mari", "make_ranker", [str(tmp_path / "data"), str(out)], SETTINGS, num_nodes=2)
+        run_step("mari", "make_ranker", [str(tmp_path / "data"), str(out)], SETTINGS, nodes=(2, 0, "x/gpu"))
     assert "feedworks: " in str(caught.value)
     assert "fields.json is missing" in str(caught.value)
     assert "ChildFailedError" not in str(caught.value), "torchrun's report is left out"
@@ -137,7 +137,7 @@ def test_a_result_that_a_killed_launcher_left_is_taken(api, tmp_path, monkeypatc
     run = tmp_path / "runs" / run_key("mari", "make_ranker", *SETTINGS, str(out))
     (run / "ranker").mkdir(parents=True)
     (run / "ranker" / "model").write_text("trained")
-    run_step("mari", "make_ranker", ["data", str(out)], SETTINGS, num_nodes=2)
+    run_step("mari", "make_ranker", ["data", str(out)], SETTINGS, nodes=(2, 0, "x/gpu"))
     assert (out / "model").read_text() == "trained"
     assert not run.exists()
     assert api.asked == []
@@ -148,12 +148,18 @@ def test_nodes_that_share_no_volume_are_told(api, tmp_path, monkeypatch):
     with pytest.raises(
         FeedworksError, match=r"nothing is mounted at .*absent; mount the claim feedworks-workspace"
     ):
-        run_step("mari", "make_ranker", ["data", str(tmp_path / "out")], SETTINGS, num_nodes=2)
+        run_step("mari", "make_ranker", ["data", str(tmp_path / "out")], SETTINGS, nodes=(2, 0, "x/gpu"))
 
 
 def test_a_wrong_setting_is_told_before_a_job_is_made(api, tmp_path):
     with pytest.raises(ConfigError, match="nope"):
-        run_step("mari", "make_ranker", ["data", str(tmp_path / "out")], ("tiny", ["nope=1"]), num_nodes=2)
+        run_step(
+            "mari",
+            "make_ranker",
+            ["data", str(tmp_path / "out")],
+            ("tiny", ["nope=1"]),
+            nodes=(2, 0, "x/gpu"),
+        )
     assert api.asked == []
 
 
@@ -178,14 +184,14 @@ def test_a_volume_that_takes_nothing_is_told_before_machines_are_asked_for(api, 
     monkeypatch.setenv("FEEDWORKS_WORKSPACE", str(tmp_path))
     (tmp_path / "runs").write_text("no folder")
     with pytest.raises(FeedworksError, match=r"cannot make .*runs.*; let user \d+ write on the volume at"):
-        run_step("mari", "make_ranker", ["data", str(tmp_path / "out")], SETTINGS, num_nodes=2)
+        run_step("mari", "make_ranker", ["data", str(tmp_path / "out")], SETTINGS, nodes=(2, 0, "x/gpu"))
     assert api.asked == []
 
 
 @pytest.mark.parametrize(
     ("nodes", "said"),
-    [({"num_nodes": 0}, "num_nodes=0: expected at least 1"), ({"gpus_per_node": 8}, "one takes num_gpus")],
+    [((0, 0, "x/gpu"), "num_nodes=0: expected at least 1"), ((1, 8, "x/gpu"), "one takes num_gpus")],
 )
 def test_machines_that_make_no_sense_train_nothing(tmp_path, nodes, said):
     with pytest.raises(ConfigError, match=said):
-        run_step("mari", "make_ranker", ["data", str(tmp_path / "out")], SETTINGS, **nodes)
+        run_step("mari", "make_ranker", ["data", str(tmp_path / "out")], SETTINGS, nodes=nodes)

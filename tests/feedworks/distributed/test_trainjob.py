@@ -63,11 +63,9 @@ def test_without_gpus_it_trains_on_cpus_with_the_resources_of_the_runtime():
     assert "resourcesPerNode" not in trainer
 
 
-def test_the_gpu_has_the_name_that_the_cluster_gives_it(monkeypatch):
-    monkeypatch.setenv("FEEDWORKS_GPU_TYPE", "amd.com/gpu")
-    assert job(Nodes(num_nodes=2, gpus_per_node=1))["spec"]["trainer"]["resourcesPerNode"]["limits"] == {
-        "amd.com/gpu": "1"
-    }
+def test_the_gpu_has_the_name_that_the_cluster_gives_it():
+    made = job(Nodes(num_nodes=2, gpus_per_node=1, gpu_type="amd.com/gpu"))
+    assert made["spec"]["trainer"]["resourcesPerNode"]["limits"] == {"amd.com/gpu": "1"}
 
 
 @pytest.mark.parametrize("wrong", [{"num_nodes": 0}, {"num_nodes": 2, "gpus_per_node": -1}])

@@ -41,7 +41,15 @@ def hand_over(made: dict[str, Any], settings: dict[str, Any], source: str) -> No
         return task.python_func(**settings, **extra, **{name: made[name] for name in names})
 
     call(component.prepare_candidates, "candidates", "validation", source=source, data_version="1")
-    call(component.make_ranker, "candidates", "ranker", num_gpus="0", num_nodes=1, gpus_per_node=0)
+    call(
+        component.make_ranker,
+        "candidates",
+        "ranker",
+        num_gpus="0",
+        num_nodes=1,
+        gpus_per_node=0,
+        gpu_type="x/gpu",
+    )
     call(component.colour_graph, "ranker", "sites", "page")
     call(component.reparameterise, "ranker", "twin")
     call(component.verify, "ranker", "twin", "verdict")

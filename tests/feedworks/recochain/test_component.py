@@ -52,7 +52,7 @@ def test_the_components_hand_over_from_events_to_a_model(tmp_path: Path) -> None
     call(component.prepare_sequences, "sequences", "validation", source=str(source), data_version="1")
     assert made["sequences"].metadata["num_users"] == 120
     assert Path(made["validation"].path).read_text().lower().startswith("<!doctype html")
-    data, one = ("sequences", "semantic_ids"), {"num_nodes": 1, "gpus_per_node": 0}
+    data, one = ("sequences", "semantic_ids"), {"num_nodes": 1, "gpus_per_node": 0, "gpu_type": "x/gpu"}
     call(component.fit_tokenizer, "sequences", "tokenizer")
     call(component.assign_ids, *data, "tokenizer")
     call(component.train_generator, *data, "generator", num_gpus="0", **one)
