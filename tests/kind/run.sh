@@ -19,6 +19,10 @@ load=${KIND_LOAD:-}
 fail() { echo "kind: $1" >&2; exit 1; }
 
 command -v kubectl >/dev/null || fail "no kubectl on the PATH"
+if [ -z "${KUSTOMIZE:-}" ] && ! command -v kustomize >/dev/null &&
+  ! kubectl version --client -o json | grep -q '"kustomizeVersion": "v[5-9]'; then
+  fail "no kustomize 5: .ci/kustomize puts it on a Debian machine; or set KUSTOMIZE, or install kubectl >= 1.27"
+fi
 if [ -z "${KUBECONFIG:-}" ]; then
   command -v kind >/dev/null || fail "KUBECONFIG is not set and there is no program kind to make a cluster; install kind, or set KUBECONFIG"
 fi
