@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -15,53 +14,23 @@ from docker import from_env
 
 from feedworks import images
 from feedworks.cli.docker_tasks import LABEL, docker_runner
-from feedworks.contracts.synthetic import write_synthetic
 from feedworks.errors import FeedworksError
 
+from ..pipelines.runs import ENVIRONMENT, ROOT, command, contents, run, write_data
 from .engine import docker, require
 
 pytestmark = pytest.mark.docker
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = os.pathsep.join([str(ROOT / "components"), str(ROOT / "kernels")])
-ENVIRONMENT = {**os.environ, "PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1"}
-QUICK = [
-    *("--set", "generator.epochs=2", "--set", "joint.epochs=1", "--set", "sasrec_training.epochs=1"),
-    *("--set", "evaluation.sweep_beams=", "--set", "evaluation.bootstrap=50", "--set", "gate.min_gain=-1"),
-]
-
-
-def command(data: Path, out: Path, *words: str) -> list[str]:
-    run = ["run", "recochain", "--preset", "tiny", "--data", str(data), "--out", str(out)]
-    return [sys.executable, "-m", "feedworks", *run, *QUICK, *words]
-
-
-def feedworks(data: Path, out: Path, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(data, out, *words),
-        cwd=ROOT,
-        env=ENVIRONMENT | extra,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("events")
-    write_synthetic(folder, num_users=150, num_items=100, seed=1)
-    return folder
+    return write_data("recochain", tmp_path_factory.mktemp("events"))
 
 
 def test_containers_and_subprocesses_give_the_same_bytes(data: Path, tmp_path: Path) -> None:
     require(images.CPU)
     for runner in ("kfp", "docker"):
-        result = feedworks(data, tmp_path / runner, "--runner", runner)
+        result = run("recochain", tmp_path / runner, "--data", data, "--runner", runner)
         assert result.returncode == 0, result.stderr[-4000:]
         assert "[train-joint]" in result.stderr
     kfp, containers = tmp_path / "kfp", tmp_path / "docker"
@@ -73,7 +42,7 @@ def test_containers_and_subprocesses_give_the_same_bytes(data: Path, tmp_path: P
 def test_a_run_that_is_interrupted_leaves_no_container(data: Path, tmp_path: Path) -> None:
     require(images.CPU)
     process = subprocess.Popen(
-        command(data, tmp_path, "--runner", "docker"),
+        command("recochain", tmp_path, "--data", data, "--runner", "docker"),
         cwd=ROOT,
         env=ENVIRONMENT,
         stderr=subprocess.PIPE,
@@ -102,7 +71,7 @@ def test_a_container_that_was_made_and_not_started_is_removed() -> None:
 
 def test_an_engine_that_refuses_a_container_is_one_line(data: Path, tmp_path: Path) -> None:
     require(images.CPU)
-    colon = feedworks(data, tmp_path / "a:b", "--runner", "docker")
+    colon = run("recochain", tmp_path / "a:b", "--data", data, "--runner", "docker")
     assert "Docker mounts no folder with a colon in its name" in colon.stderr
     with (
         pytest.raises(FeedworksError, match=r"the Docker engine failed \(.*invalid reference format"),
@@ -138,7 +107,7 @@ def test_without_image_or_engine_one_line_says_so_and_the_earlier_run_stays(
 ) -> None:
     for name in ("metrics.json", "report.html"):
         (tmp_path / name).write_text("earlier")
-    result = feedworks(data, tmp_path, "--runner", "docker", *words, **extra)
+    result = run("recochain", tmp_path, "--data", data, "--runner", "docker", *words, **extra)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith(said)
     assert "Traceback" not in result.stderr

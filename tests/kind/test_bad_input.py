@@ -12,11 +12,12 @@ from feedworks import images
 from feedworks.cli.following import with_mend
 from feedworks.distributed.pods import Waiting, waiting
 
+from ..pipelines.runs import SETTINGS
 from . import server
 from .conftest import WORK, Say
 from .jobs import Workplace
 from .kubectl import kubectl, remove, wait_for
-from .papers import SETTINGS, Papers
+from .papers import Papers
 from .tasks import changed
 from .volumes import Volumes
 

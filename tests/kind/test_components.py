@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,10 +13,10 @@ import pytest
 from feedworks import images
 from feedworks.papers import PAPERS
 
+from ..pipelines.runs import run
 from .conftest import Say
 from .jobs import Workplace
-from .papers import ALONE, SETTINGS, Papers, components
-from .tasks import ROOT
+from .papers import ALONE, Papers, components
 
 pytestmark = [pytest.mark.kind, pytest.mark.timeout(3600)]
 
@@ -54,19 +52,10 @@ def test_recochain_measures_the_same_in_three_ways(
     if not _has_docker():
         del ways["docker"]
         left_out(f"RecoChain in containers of Docker: there is no engine with {images.CPU} here")
-    overrides = [word for setting in SETTINGS["recochain"] for word in ("--set", setting)]
-    sources = os.pathsep.join([str(ROOT / "components"), str(ROOT / "kernels")])
     for runner, way in ways.items():
         out = tmp_path / runner
-        words = ["--preset=tiny", f"--data={ran.data}", f"--out={out}", f"--runner={runner}", *overrides]
         start_s = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-m", "feedworks", "run", "recochain", *words],
-            env={**os.environ, "PYTHONPATH": sources, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run("recochain", out, "--data", ran.data, "--runner", runner)
         seconds[way] = time.monotonic() - start_s
         assert done.returncode == 0, done.stderr[-4000:]
         assert (out / "metrics.json").read_bytes() == expected, way

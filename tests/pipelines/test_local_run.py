@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,45 +13,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from feedworks.contracts.synthetic import write_synthetic
+from .runs import ENVIRONMENT, ROOT, command, contents, run, write_data
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = os.pathsep.join([str(ROOT / "components"), str(ROOT / "kernels")])
-ENVIRONMENT = {**os.environ, "PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1"}
-QUICK = [
-    *("--set", "generator.epochs=2", "--set", "joint.epochs=1", "--set", "sasrec_training.epochs=1"),
-    *("--set", "evaluation.sweep_beams=", "--set", "evaluation.bootstrap=50", "--set", "gate.min_gain=-1"),
-]
 RUNNERS = ["steps", "kfp"]
-
-
-def command(data: Path, out: Path, *words: str) -> list[str]:
-    run = ["run", "recochain", "--preset", "tiny", "--data", str(data), "--out", str(out)]
-    return [sys.executable, "-m", "feedworks", *run, *QUICK, *words]
-
-
-def feedworks(data: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(data, out, *words), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("events")
-    write_synthetic(folder, num_users=150, num_items=100, seed=1)
-    return folder
+    return write_data("recochain", tmp_path_factory.mktemp("events"))
 
 
 @pytest.fixture(scope="module")
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     outs = {runner: tmp_path_factory.mktemp(runner) for runner in RUNNERS}
     for runner, out in outs.items():
-        result = feedworks(data, out, "--runner", runner)
+        result = run("recochain", out, "--data", data, "--runner", runner)
         assert result.returncode == 0, result.stderr[-4000:]
         assert f"report: {out / 'report.html'}" in result.stdout
         assert result.stderr.strip(), "progress is visible"
@@ -94,13 +68,13 @@ def break_items(folder: Path) -> None:
 
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_bad_data_stops_before_training_and_keeps_the_earlier_run(tmp_path: Path, runner: str) -> None:
-    write_synthetic(tmp_path / "data", num_users=150, num_items=100, seed=1)
+    write_data("recochain", tmp_path / "data")
     break_items(tmp_path / "data")
     out = tmp_path / "out"
     (out / "model").mkdir(parents=True)
     for name in ("metrics.json", "report.html", "model/config.json"):
         (out / name).write_text("earlier")
-    result = feedworks(tmp_path / "data", out, "--runner", runner)
+    result = run("recochain", out, "--data", tmp_path / "data", "--runner", runner)
     assert result.returncode == 1
     error = result.stderr.splitlines()[-1]
     assert error.startswith("feedworks: data ")
@@ -112,7 +86,7 @@ def test_bad_data_stops_before_training_and_keeps_the_earlier_run(tmp_path: Path
 
 
 def test_a_closed_gate_packages_nothing(data: Path, tmp_path: Path) -> None:
-    result = feedworks(data, tmp_path, "--set", "gate.min_gain=1000")
+    result = run("recochain", tmp_path, "--data", data, "--set", "gate.min_gain=1000")
     assert result.returncode == 0, result.stderr
     assert "the gate kept the model back" in result.stderr
     assert (tmp_path / "metrics.json").exists()
@@ -121,7 +95,7 @@ def test_a_closed_gate_packages_nothing(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_a_wrong_setting_stops_at_once(data: Path, tmp_path: Path, runner: str) -> None:
-    result = feedworks(data, tmp_path, "--runner", runner, "--set", "generator.speed=9")
+    result = run("recochain", tmp_path, "--data", data, "--runner", runner, "--set", "generator.speed=9")
     assert result.returncode == 1
     assert "unknown setting 'generator.speed'" in result.stderr
     assert "generator.lr" in result.stderr
@@ -133,7 +107,11 @@ def test_a_run_that_was_ended_goes_on_to_the_same_result(
     data: Path, tmp_path: Path, runs: dict[str, Path], number: int
 ) -> None:
     process = subprocess.Popen(
-        command(data, tmp_path), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        command("recochain", tmp_path, "--data", data),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline_s = time.monotonic() + 120
     while not list((tmp_path / "work").rglob("generator*")) and time.monotonic() < deadline_s:
@@ -143,6 +121,6 @@ def test_a_run_that_was_ended_goes_on_to_the_same_result(
     assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
     assert "Traceback" not in errors
     assert not (tmp_path / "metrics.json").exists()
-    assert feedworks(data, tmp_path).returncode == 0
+    assert run("recochain", tmp_path, "--data", data).returncode == 0
     assert (tmp_path / "metrics.json").read_bytes() == (runs["steps"] / "metrics.json").read_bytes()
     assert contents(tmp_path / "model") == contents(runs["steps"] / "model")

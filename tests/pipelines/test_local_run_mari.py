@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from feedworks.contracts.synthetic_ranking import write_synthetic_ranking
+from .runs import ROOT, contents, run, write_data
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = os.pathsep.join([str(ROOT / "components"), str(ROOT / "kernels")])
 THEIRS = ROOT / "tests" / "feedworks" / "mari" / "theirs.py"
 SIDES = {
     "inputs": [
@@ -24,33 +19,13 @@ SIDES = {
     ],
     "outputs": ["click", "buy"],
 }
-QUICK = [
-    *("--set", "training.epochs=1", "--set", "bench.rows=1,50", "--set", "bench.repeats=3"),
-    *("--set", "evaluation.bootstrap=20", "--set", "verify.requests=1,7"),
-]
 RUNNERS = ["steps", "kfp"]
-
-
-def run_mari(out: Path, *words: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = ["run", "mari", "--preset", "tiny", "--out", str(out), *QUICK, *map(str, words)]
-    return subprocess.run(
-        [sys.executable, "-m", "feedworks", *command],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def both(folder: Path, *words: str | Path, cwd: Path = ROOT) -> str:
     """Run with both runners into `folder`, compare, return what the second one printed."""
     for runner in RUNNERS:
-        result = run_mari(folder / runner, *words, "--runner", runner, cwd=cwd)
+        result = run("mari", folder / runner, *words, "--runner", runner, cwd=cwd)
         assert result.returncode == 0, result.stderr[-4000:]
     steps, kfp = (folder / runner for runner in RUNNERS)
     assert (steps / "metrics.json").read_bytes() == (kfp / "metrics.json").read_bytes()
@@ -62,7 +37,7 @@ def both(folder: Path, *words: str | Path, cwd: Path = ROOT) -> str:
 
 
 def test_both_runners_give_the_same_metrics_and_the_same_twin(tmp_path: Path) -> None:
-    data = write_synthetic_ranking(tmp_path / "data", num_rows=2000, seed=1)
+    data = write_data("mari", tmp_path / "data")
     said = both(tmp_path, "--data", data)
     tables = [line.split()[0] for line in said.splitlines() if line and not line.startswith(" ")]
     assert {"twin", "original", "logistic", "equal", "float32", "flops", "speed", "mari"} <= set(tables)
@@ -101,7 +76,7 @@ def checkout(tmp_path: Path) -> Path:
     ],
 )
 def test_what_cannot_be_used_is_one_line(checkout: Path, words: list[str], code: int, said: str) -> None:
-    result = run_mari(checkout / "out", *words, cwd=checkout)
+    result = run("mari", checkout / "out", *words, cwd=checkout)
     assert result.returncode == code, result.stderr
     assert said in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
