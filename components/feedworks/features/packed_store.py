@@ -50,6 +50,7 @@ from feedworks.features.packed_rows import RowLayout
 Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 Read = tuple[datetime | None, dict[str, Value] | None]
 CONNECT_WITHIN_S = 5.0
+ANSWER_WITHIN_S = 10.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -305,8 +306,10 @@ class PackedOnlineStore(OnlineStore):
 def _address(config: RepoConfig) -> dict[str, Any]:
     nodes, settings = RedisOnlineStore._parse_connection_string(config.online_store.connection_string)
     address = {"host": nodes[0]["host"], "port": int(nodes[0]["port"])}
-    # The system's own limit is two minutes for each of several tries, with no word.
-    return {"socket_connect_timeout": CONNECT_WITHIN_S, **settings, **address}
+    # The system's own limits, with no word: two minutes for each of several tries to connect, a quarter of an
+    # hour until a connection to a machine that went away is given up.
+    limits = {"socket_connect_timeout": CONNECT_WITHIN_S, "socket_timeout": ANSWER_WITHIN_S}
+    return {**limits, **settings, **address}
 
 
 def _messages(layout: RowLayout, rows: Sequence[bytes | None], requested: Sequence[str] | None) -> list[Read]:

@@ -242,17 +242,21 @@ def test_a_registry_that_is_down_is_told(repo: Path, monkeypatch: pytest.MonkeyP
         apply(repo)
 
 
-@pytest.mark.parametrize("said", ["refused", "[Tt]imeout"])
+@pytest.mark.parametrize("said", ["refused", "Timeout connecting", "Timeout reading"])
 def test_an_online_store_that_is_down_is_told(
     repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
     monkeypatch.setattr(packed_store, "CONNECT_WITHIN_S", 0.3)
+    monkeypatch.setattr(packed_store, "ANSWER_WITHIN_S", 0.3)
     text = (ROOT / "manifests" / "base" / "features" / "feature_store.yaml").read_text()
     (repo / "down.yaml").write_text(text.replace("/features/registry.db", str(tmp_path / "registry.db")))
     monkeypatch.setenv("FEAST_FS_YAML_FILE_PATH", "down.yaml")
     with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
         listener.bind(("127.0.0.1", 0))
-        if said != "refused":
+        if said == "Timeout reading":
+            # The system takes the connections, and nobody ever answers: a server that hangs.
+            listener.listen()
+        elif said == "Timeout connecting":
             # A full queue of connections that nobody accepts: the system drops the next ones in silence.
             listener.listen(0)
             for each in (first, second):
