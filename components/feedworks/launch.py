@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 from feedworks.configuration import flatten
 from feedworks.distributed.launcher import launch_words, run_on_nodes
-from feedworks.distributed.trainjob import GPU_TYPE, Nodes
+from feedworks.distributed.trainjob import GPU_TYPE, THREADS, Nodes
 from feedworks.errors import ConfigError, FeedworksError
 from feedworks.papers import PAPERS
 from feedworks.progress import say
@@ -61,7 +62,7 @@ def run_step(
         return
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
     command = [sys.executable, "-m", *torchrun, "-m", __name__, *launch_words(paper, step, paths, settings)]
-    code = subprocess.run(command, check=False).returncode
+    code = subprocess.run(command, env=os.environ | share_of_threads(num_processes), check=False).returncode
     if code:
         raise FeedworksError(f"{paper}.{step} in {num_processes} processes ended with code {code}")
 
@@ -70,6 +71,12 @@ def _count(text: int | str) -> int:
     if not str(text).isdecimal():
         raise ConfigError(f"num_gpus={text!r}: expected a count such as 0 or 2")
     return int(text)
+
+
+def share_of_threads(num_processes: int) -> dict[str, str]:
+    """Return variables for each of several processes, which together have the cores of this one."""
+    told = os.environ.get(THREADS, "")
+    return {THREADS: str(max(1, int(told) // num_processes))} if told.isdecimal() else {}
 
 
 def _require_gpus(num_gpus: int, config: Any) -> None:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 WORKSPACE_PATH = "/workspace"
 # Of feedworks.training.state: a try after a killed one goes on from its training state.
 STATE = ("FEEDWORKS_STATE", f"{WORKSPACE_PATH}/.state")
+# Of torch, pyarrow and faiss, which count the cores of the node where nothing tells them those of the pod.
+THREADS = "OMP_NUM_THREADS"
 USER_ID = 10001  # of our images
 # Keys of the secret, each an environment variable of the same name; all may be absent.
 SECRET_KEYS = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL")
@@ -62,7 +64,7 @@ def ask(
     Args:
         tasks: each a `kfp.dsl.PipelineTask`.
         cluster: the pipeline's parameters.
-        cpu: such as `2` or `100m`.
+        cpu: such as `2` or `100m`; also how many threads compute.
         memory: such as `8Gi`; up to a quarter of it may be taken by `/dev/shm`.
         on_gpu: whether they run the model: on the GPUs and nodes that the cluster's parameters name.
         retries: after a failure, with a wait that doubles from 30 s.
@@ -84,6 +86,7 @@ def ask(
         kubernetes.set_timeout(task, hours * _HOUR_S)
         _describe_pod(task, cluster, on_gpu=on_gpu)
         _mount(task, cluster, memory)
+        task.set_env_variable(THREADS, cpu if cpu.isdecimal() else "1")
 
 
 def _describe_pod(task: Any, cluster: Cluster, *, on_gpu: bool) -> None:

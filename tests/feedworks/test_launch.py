@@ -15,7 +15,7 @@ import torch
 
 from feedworks.contracts.synthetic import write_synthetic
 from feedworks.errors import ConfigError
-from feedworks.launch import run_step
+from feedworks.launch import run_step, share_of_threads
 from feedworks.recochain import config, steps
 from feedworks.training.state import STATE_ROOT, state_of
 
@@ -50,6 +50,16 @@ def test_a_setting_that_asks_for_cuda_is_told_and_nothing_is_written(tmp_path: P
 def test_a_number_of_gpus_is_a_count(tmp_path: Path, num_gpus: str) -> None:
     with pytest.raises(ConfigError, match="expected a count such as 0 or 2"):
         train(tmp_path, num_gpus)
+
+
+@pytest.mark.parametrize(
+    ("told", "num_processes", "each"), [("8", 2, "4"), ("2", 8, "1"), ("7", 2, "3"), ("", 2, None)]
+)
+def test_processes_share_the_threads_of_their_pod(
+    monkeypatch: pytest.MonkeyPatch, told: str, num_processes: int, each: str | None
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    assert share_of_threads(num_processes).get("OMP_NUM_THREADS") == each
 
 
 def test_a_state_lies_on_the_volume_where_there_is_one(

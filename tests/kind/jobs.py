@@ -73,7 +73,7 @@ class Workplace:
             resources: instead of little.
             claims: other claims by the paths at which they are mounted.
         """
-        variables = {"OMP_NUM_THREADS": "1", **(environment or {})}
+        variables = {**(environment or {}), "OMP_NUM_THREADS": "1"}
         volumes: list[Object] = [
             {"name": "tmp", "emptyDir": {}},
             {"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": "256Mi"}},

@@ -55,9 +55,17 @@ def images_are_ours(pipeline: Pipeline) -> None:
     for name, executor in pipeline.executors.items():
         assert executor["container"]["image"] in images.ALLOWED, name
         assert "pip install" not in " ".join(executor["container"]["command"]), name
-        assert executor["container"]["env"] == [{"name": "FEEDWORKS_STATE", "value": "/workspace/.state"}], (
-            name
-        )
+        told = {each["name"]: each["value"] for each in executor["container"]["env"]}
+        assert told.pop("FEEDWORKS_STATE") == "/workspace/.state", name
+        assert set(told) == {"OMP_NUM_THREADS"}, name
+
+
+def threads_are_as_many_as_cores(pipeline: Pipeline) -> None:
+    """Torch would start one for each core of the node, and the kernel then stops them most of the time."""
+    for name, executor in pipeline.executors.items():
+        told = {each["name"]: each["value"] for each in executor["container"]["env"]}
+        cores = float(executor["container"]["resources"]["cpuLimit"])
+        assert int(told["OMP_NUM_THREADS"]) == max(1, int(cores)), name
 
 
 def cpu_and_memory_are_stated(pipeline: Pipeline) -> None:
@@ -149,6 +157,7 @@ def nothing_secret_is_written(pipeline: Pipeline) -> None:
 CHECKS: tuple[Check, ...] = (
     images_are_ours,
     cpu_and_memory_are_stated,
+    threads_are_as_many_as_cores,
     gpus_come_by_text_parameters,
     tasks_are_retried_within_their_time,
     caching_is_stated_without_a_key,
@@ -177,6 +186,8 @@ BROKEN: list[tuple[Check, str, str, Any]] = [
     (images_are_ours, "spec", f"{_SPEC}/command", ["sh", "-c", "pip install kfp"]),
     (images_are_ours, "spec", f"{_SPEC}/env", [{"name": "HF_TOKEN", "value": "a"}]),
     (cpu_and_memory_are_stated, "spec", f"{_SPEC}/resources/resourceCpuLimit", None),
+    (threads_are_as_many_as_cores, "spec", f"{_SPEC}/resources/cpuLimit", 4.0),
+    (threads_are_as_many_as_cores, "spec", f"{_SPEC}/env", []),
     (cpu_and_memory_are_stated, "spec", f"{_SPEC}/resources/resourceMemoryRequest", "1Gi"),
     (gpus_come_by_text_parameters, "spec", f"{_SPEC}/resources/accelerator/resourceType", "nvidia.com/gpu"),
     (gpus_come_by_text_parameters, "spec", f"{_SPEC}/resources/accelerator", None),

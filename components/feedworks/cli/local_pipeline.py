@@ -20,6 +20,7 @@ from feedworks.cli.processes import end_children
 from feedworks.errors import FeedworksError
 from feedworks.progress import Relay, say
 from feedworks.results import publish
+from feedworks.task_resources import THREADS
 
 if TYPE_CHECKING:
     from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
@@ -103,6 +104,7 @@ def _run_tasks(name: str, arguments: dict[str, object], root: Path, runner: Any,
         if image:
             _set_image(pipeline.pipeline_spec, image)
         _drop_retries(pipeline.pipeline_spec)
+        _drop_threads(pipeline.pipeline_spec)
         pipeline(**arguments)
 
 
@@ -111,6 +113,14 @@ def _drop_retries(spec: PipelineSpec) -> None:
     for dag in [spec.root.dag, *(component.dag for component in spec.components.values())]:
         for task in dag.tasks.values():
             task.ClearField("retry_policy")
+
+
+def _drop_threads(spec: PipelineSpec) -> None:
+    # Their number is that of a pod's cores; here the caller's environment says it, or the machine.
+    for executor in spec.deployment_spec["executors"].values():
+        container = executor["container"]
+        if "env" in container:
+            container["env"] = [each for each in container["env"] if each["name"] != THREADS]
 
 
 def _set_image(spec: PipelineSpec, image: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from feedworks.distributed.cluster import Cluster
-from feedworks.distributed.trainjob import Nodes, build, own_limits
+from feedworks.distributed.trainjob import THREADS, Nodes, build, own_limits
 from feedworks.distributed.watching import Limits, run_job
 from feedworks.distributed.workspace import bring, make_folder, run_key, take, workspace
 
@@ -60,6 +61,8 @@ def run_on_nodes(
             namespace=cluster.namespace,
             labels=labels,
             limits=own_limits(processes=nodes.processes),
+            # A process there has the cores of this one.
+            variables={THREADS: os.environ[THREADS]} if THREADS in os.environ else {},
         )
         run_job(cluster, job, limits)
     take(result, out)

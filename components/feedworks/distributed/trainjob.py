@@ -21,6 +21,7 @@ LAUNCH = ("python", "-m", "torch.distributed.run", "-m", "feedworks.launch")
 # Of the pods of a job; JobSet writes the labels, and the Job each pod's number.
 POD_LABELS = "jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name=node"
 POD_INDEX = "batch.kubernetes.io/job-completion-index"
+THREADS = "OMP_NUM_THREADS"  # as in feedworks.task_resources, which needs kfp
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -59,6 +60,7 @@ def build(
     namespace: str,
     labels: dict[str, str],
     limits: dict[str, str],
+    variables: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the object that the API is sent.
 
@@ -69,12 +71,14 @@ def build(
         namespace: where.
         labels: of the job.
         limits: CPU and memory of each pod, see `own_limits`; without them those of the runtime hold.
+        variables: environment of each process.
     """
     from kubeflow_trainer_api import models
 
     # A job's resources take the place of the runtime's: a GPU alone would lift the limit on memory.
     asked = limits | ({nodes.gpu_type: str(nodes.gpus_per_node)} if nodes.gpus_per_node else {})
     resources = {"limits": asked, "requests": asked} if limits else {"limits": asked}
+    environment = {"PYTHONUNBUFFERED": "1", **(variables or {})}
     job = models.TrainerV1alpha1TrainJob.from_dict(
         {
             "apiVersion": f"{GROUP}/{VERSION}",
@@ -86,7 +90,7 @@ def build(
                     "image": images.GPU if nodes.gpus_per_node else images.CPU,
                     "command": list(LAUNCH),
                     "args": list(words),
-                    "env": [{"name": "PYTHONUNBUFFERED", "value": "1"}],
+                    "env": [{"name": name, "value": value} for name, value in environment.items()],
                     "numNodes": nodes.num_nodes,
                     "numProcPerNode": nodes.processes,
                     **({"resourcesPerNode": resources} if asked else {}),

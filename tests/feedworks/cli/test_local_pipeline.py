@@ -44,8 +44,13 @@ def is_untouched(out: Path) -> bool:
     return earlier and [path.name for path in (out / "model").iterdir()] == ["earlier"]
 
 
-def test_results_are_collected_and_only_the_tasks_speak(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_results_are_collected_and_only_the_tasks_speak(
+    out: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run(out, "good")
+    (threads,) = (out / "work" / "kfp").glob("*/evaluate/evaluation/threads")
+    assert threads.read_text() == "1", "a pod's number of threads is not this machine's"
     assert (out / "metrics.json").read_text() == '{"test/rerank/recall@5": 0.5}\n'
     assert (out / "report.html").read_text() == "<!doctype html>new"
     assert [path.name for path in (out / "model").iterdir()] == ["config.json"]

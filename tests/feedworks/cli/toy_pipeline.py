@@ -8,6 +8,7 @@ from feedworks import images
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
 def evaluate(preset: str, evaluation: dsl.Output[dsl.Artifact]) -> bool:
     import logging
+    import os
     import time
     from pathlib import Path
 
@@ -25,6 +26,7 @@ def evaluate(preset: str, evaluation: dsl.Output[dsl.Artifact]) -> bool:
     folder = Path(evaluation.path)
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text('{"test/rerank/recall@5": 0.5}\n')
+    (folder / "threads").write_text(os.environ.get("OMP_NUM_THREADS", ""))
     (folder / "report.html").write_text("<!doctype html>new")
     return preset != "weak"
 
@@ -42,5 +44,6 @@ def pipeline(source: str, preset: str, overrides: list[str]):
     evaluated = evaluate(preset=preset)
     evaluated.set_retry(2, backoff_duration="30s")
     evaluated.set_cpu_request("1")
+    evaluated.set_env_variable("OMP_NUM_THREADS", "64")
     with dsl.If(evaluated.outputs["Output"] == True):  # noqa: E712
         package(evaluation=evaluated.outputs["evaluation"])

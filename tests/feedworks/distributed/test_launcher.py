@@ -100,7 +100,8 @@ def contents(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_two_nodes_train_what_one_does(api, nodes, tmp_path, capsys):
+def test_two_nodes_train_what_one_does(api, nodes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     data, out = tmp_path / "data", tmp_path / "task" / "ranker"
     write_synthetic_ranking(data, num_users=60, num_items=50, num_rows=1200, seed=1)
     run_step("mari", "make_ranker", [str(data), str(out)], SETTINGS, nodes=(2, 0, "x/gpu"))
@@ -115,6 +116,7 @@ def test_two_nodes_train_what_one_does(api, nodes, tmp_path, capsys):
     assert contents(tmp_path / "workspace") == ["runs"], "inputs, state and result are cleared away"
     (job,) = nodes.jobs
     assert api.deleted == [job["metadata"]["name"]]
+    assert {"name": "OMP_NUM_THREADS", "value": "1"} in job["spec"]["trainer"]["env"]
     assert str(tmp_path / "workspace") in job["spec"]["trainer"]["args"][-1]
 
 
