@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from feedworks.cli.options import out_option, paper_argument
+from feedworks.cli.processes import become
 from feedworks.cli.runs import run_paper
 from feedworks.cli.summary import summary
 from feedworks.errors import ConfigError, ModelError
@@ -34,7 +35,7 @@ def serve(paper: Paper, model: Path, port: int, host: str) -> None:
     command, environment = service_command(paper, model, port, host)
     _require_free(host, port)
     click.echo(f"serving {model} at http://{host}:{port}; Ctrl-C ends it", err=True)
-    os.execve(command[0], command, environment)
+    become(command, environment)
 
 
 @click.command()

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from feedworks.cli.serving import service_command
 from feedworks.papers import PAPERS
+from feedworks.serving.server import free_port
 
-from .conftest import Command
+from .conftest import Command, environment
 
 
 def test_a_taken_port_is_one_line(feedworks: Command, tmp_path: Path) -> None:
@@ -40,3 +47,24 @@ def test_the_host_reaches_the_server_and_is_loopback_if_not_given(tmp_path: Path
         command, environment = service_command(PAPERS["recochain"], tmp_path, 3000, *given)
         assert command[-4:] == ["--host", host, "--port", "3000"]
         assert environment["FEEDWORKS_MODEL_DIR"] == str(tmp_path)
+
+
+def test_a_container_that_is_stopped_at_its_start_ends(tmp_path: Path) -> None:
+    """Its first process must pass SIGTERM on: the server has no handler while it imports."""
+    alone = ["unshare", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no process may be the first of a namespace here")
+    (tmp_path / "config.json").write_text("{}")
+    words = ["serve", "recochain", "--model", str(tmp_path), "--port", str(free_port())]
+    process = subprocess.Popen(
+        [*alone, sys.executable, "-m", "feedworks", *words],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    assert "serving" in process.stderr.readline()
+    (first,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(first), signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, said
