@@ -191,6 +191,23 @@ def scaled_and_budgeted(objects: list[Object]) -> Iterator[str]:
 
 
 @rule
+def scalers_can_be_reached(objects: list[Object]) -> Iterator[str]:
+    """A service computes with one thread if not told otherwise: a target above that never adds a pod."""
+    by_name = {each["metadata"]["name"]: each for each in of_kind(objects, "Deployment")}
+    for each in of_kind(objects, "HorizontalPodAutoscaler"):
+        spec = by_name.get(each["spec"]["scaleTargetRef"]["name"], {}).get("spec")
+        for container in spec["template"]["spec"]["containers"] if spec else []:
+            told = {variable["name"]: variable.get("value", "1") for variable in container.get("env", [])}
+            most = int(told.get("FEEDWORKS_WORKERS", "1")) * int(told.get("OMP_NUM_THREADS", "1"))
+            requested = container["resources"]["requests"]["cpu"]
+            cores = float(requested.removesuffix("m")) / (1000 if requested.endswith("m") else 1)
+            for metric in each["spec"]["metrics"]:
+                target = cores * metric["resource"]["target"]["averageUtilization"] / 100
+                if target >= most:
+                    yield f"{name_of(each)}: waits for {target:g} cores, and a pod uses {most}"
+
+
+@rule
 def references(objects: list[Object]) -> Iterator[str]:
     there = {(each["kind"], each["metadata"]["name"]) for each in objects}
     for template in templates(objects):

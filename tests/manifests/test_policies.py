@@ -136,6 +136,7 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("scaled_and_budgeted", "which there is not", _drop("Deployment", "feedworks-mari")),
     ("scaled_and_budgeted", "replicas", _set("spec.replicas", 3)),
     ("scaled_and_budgeted", "not spread", _set(f"{POD}.topologySpreadConstraints", None)),
+    ("scalers_can_be_reached", "waits for 1.4 cores", _set(f"{CONTAINER}.resources.requests.cpu", "2")),
     ("references", "no PersistentVolumeClaim", _drop("PersistentVolumeClaim", "feedworks-models")),
     ("references", "no ServiceAccount", _drop("ServiceAccount", "feedworks-service")),
     ("references", "no ServiceAccount feedworks-pipeline", _drop("ServiceAccount", "feedworks-pipeline")),
