@@ -15,19 +15,29 @@ engine=${LOCAL_ENGINE:-../shared/containers}
 base=${BASE_IMAGE:-python:3.11-slim-bookworm}
 stand_in=local/python:3.11-slim-bookworm
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+known="cpu-train, cpu-serve, gpu-train and gpu-serve"
 torch=$(sed -n 's/^torch==/torch==/p' constraints.txt)
 
 fail() { echo "images: $1" >&2; exit 1; }
+# Whether pip's wheel of torch is here, of this release and for the images' Python: pip passes over any other.
+wheel() { compgen -G "containers/wheels/cpu/${torch/==/-}${1:-}*-cp311-*.whl" >/dev/null; }
 
-if ! "${docker:-false}" info >/dev/null 2>&1; then
-  [ -x "$engine/docker-up.sh" ] || fail "no Docker engine answers; install and start Docker, then run this again"
+[ $# -gt 0 ] || fail "no image is named; there are $known"
+for name in "$@"; do
+  [[ $name =~ ^(cpu|gpu)-(train|serve)$ ]] || fail "no image $name; there are $known"
+done
+
+said="there is no program docker"
+if [ -z "$docker" ] || ! said=$("$docker" info 2>&1 >/dev/null); then
+  [ -x "$engine/docker-up.sh" ] \
+    || fail "no Docker engine answers (${said//$'\n'/ }); install and start Docker, then run this again"
   "$engine/docker-up.sh"
   docker=/usr/bin/docker
 fi
 
 if ! "$docker" image inspect "$base" >/dev/null 2>&1 && ! said=$("$docker" pull -q "$base" 2>&1); then
   [ -z "${BASE_IMAGE:-}" ] && [ -x "$engine/make-base.sh" ] \
-    || fail "base image $base is not here and cannot be pulled (${said:0:200}); give another with BASE_IMAGE=NAME:TAG"
+    || fail "base image $base is not here and cannot be pulled (${said//$'\n'/ }); give another with BASE_IMAGE=NAME:TAG"
   echo "images: $base cannot be pulled; building on $stand_in" >&2
   DOCKER=$docker "$engine/make-base.sh" "$stand_in" >/dev/null
   base=$stand_in
@@ -35,13 +45,10 @@ fi
 
 for name in "$@"; do
   kind=${name%-*} target=${name#*-}
-  [ -f "containers/$kind.Containerfile" ] && [[ $target =~ ^(train|serve)$ ]] \
-    || fail "no image $name; there are cpu-train, cpu-serve, gpu-train and gpu-serve"
-  if [ "$kind" = cpu ] && ! compgen -G 'containers/wheels/cpu/torch-*.whl' >/dev/null; then
-    ${PIP:-python3 -m pip} download -q --no-deps -d containers/wheels/cpu ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$torch" 2>&1 \
-      | grep -v '^WARNING' || true
-    compgen -G 'containers/wheels/cpu/torch-*+cpu-*.whl' >/dev/null \
-      || echo "images: pip found no wheel of $torch without CUDA: the image will be 4 GB larger (see containers/wheels/README.md)" >&2
+  if [ "$kind" = cpu ]; then
+    wheel || ${PIP:-python3 -m pip} download -q --no-deps --python-version 3.11 -d containers/wheels/cpu \
+      ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$torch" 2>&1 | grep -v '^WARNING' || true
+    wheel +cpu || echo "images: pip found no wheel of $torch without CUDA: the image will be 4 GB larger (see containers/wheels/README.md)" >&2
   fi
   tag=feedworks/python-$kind
   [ "$target" = serve ] && tag+=-serve

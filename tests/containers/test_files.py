@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -81,6 +85,28 @@ def test_hadolint_finds_nothing(path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("status", [200, 503])
+def test_the_health_check_asks_the_service_and_no_proxy(path: Path, status: int) -> None:
+    class Livez(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/livez" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    found = re.search(r"^HEALTHCHECK.*\n +CMD (\[.*\])$", path.read_text(), re.MULTILINE)
+    assert found
+    _, option, code = json.loads(found[1])
+    with HTTPServer(("127.0.0.1", 0), Livez) as server:
+        Thread(target=server.handle_request, daemon=True).start()
+        command = [sys.executable, option, code.replace(":3000/", f":{server.server_port}/")]
+        proxy = {**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+        done = subprocess.run(command, env=proxy, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == (status == 200), done.stderr
+
+
 def test_hadolint_looks(tmp_path: Path) -> None:
     broken = tmp_path / "Containerfile"
     broken.write_text("FROM python\nRUN cd /tmp && pip install six\n")
@@ -131,29 +157,70 @@ def test_the_builder_sees_only_what_images_hold(tmp_path: Path) -> None:
     assert {str(path.relative_to(seen)) for path in seen.rglob("*") if path.is_file()} == SEEN
 
 
-def test_an_unknown_image_is_told() -> None:
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["cpu-tarin"], "no image cpu-tarin"),
+        (["cpu-train", "serve"], "no image serve"),
+        ([""], "no image "),
+        ([], "no image is named"),
+    ],
+)
+def test_an_unknown_image_is_told_before_anything_is_built(names: list[str], said: str) -> None:
     script = ROOT / "containers" / "build.sh"
-    environment = {"PATH": "/usr/bin:/bin", "DOCKER": "/bin/true", "BASE_IMAGE": "here:1"}
+    environment = {"PATH": "/usr/bin:/bin", "DOCKER": "/bin/false", "BASE_IMAGE": "here:1"}
     done = subprocess.run(
-        ["/bin/bash", script, "cpu-tarin"], capture_output=True, text=True, check=False, env=environment
+        ["/bin/bash", script, *names], capture_output=True, text=True, check=False, env=environment
     )
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "images: no image cpu-tarin; there are cpu-train, cpu-serve, gpu-train and gpu-serve"
+        f"images: {said}; there are cpu-train, cpu-serve, gpu-train and gpu-serve"
     ]
+
+
+@pytest.mark.parametrize(
+    ("there", "fetched", "warned"),
+    [
+        ("{torch}+cpu-cp311-cp311-manylinux_2_28_x86_64.whl", False, False),
+        ("{torch}-cp311-cp311-manylinux_2_28_x86_64.whl", False, True),
+        ("torch-2.0.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl", True, True),
+        ("{torch}+cpu-cp312-cp312-manylinux_2_28_x86_64.whl", True, True),
+    ],
+)
+def test_a_wheel_that_no_image_can_take_is_not_taken_for_one(
+    tmp_path: Path, there: str, fetched: bool, warned: bool
+) -> None:
+    source = tmp_path / "a source"
+    shutil.copytree(ROOT / "containers", source / "containers", ignore=shutil.ignore_patterns("*.whl"))
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, source)
+    torch = re.search(r"^torch==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert torch
+    (source / "containers/wheels/cpu" / there.format(torch=f"torch-{torch[1]}")).touch()
+    pip = tmp_path / "pip"
+    pip.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    pip.chmod(0o755)
+    environment = {"PATH": "/usr/bin:/bin", "DOCKER": "/bin/true", "BASE_IMAGE": "here:1", "PIP": str(pip)}
+    words = ["/bin/bash", source / "containers" / "build.sh", "cpu-train"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "asked").exists() == fetched
+    if fetched:
+        assert "--python-version 3.11" in (tmp_path / "asked").read_text()
+    assert ("pip found no wheel" in done.stderr) == warned
 
 
 def test_without_an_engine_and_a_registry_the_build_says_so(tmp_path: Path) -> None:
     script = ROOT / "containers" / "build.sh"
-    environment = {"PATH": "/usr/bin:/bin", "DOCKER": "/bin/false", "LOCAL_ENGINE": str(tmp_path)}
+    engine = tmp_path / "docker"
+    engine.write_text('#!/bin/sh\nprintf "permission denied\\nby the socket" >&2\nexit 1\n')
+    engine.chmod(0o755)
+    environment = {"PATH": "/usr/bin:/bin", "DOCKER": str(engine), "LOCAL_ENGINE": str(tmp_path)}
     words = ["/bin/bash", script, "cpu-train"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "no Docker engine answers" in done.stderr
-    engine = tmp_path / "docker"
+    assert "no Docker engine answers (permission denied by the socket)" in done.stderr
     engine.write_text('#!/bin/sh\n[ "$1" = info ] && exit 0\necho "dial tcp: no such host" >&2\nexit 1\n')
-    engine.chmod(0o755)
-    environment["DOCKER"] = str(engine)
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "cannot be pulled (dial tcp: no such host); give another with BASE_IMAGE=" in done.stderr
