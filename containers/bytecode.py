@@ -1,12 +1,14 @@
 """Imports what tasks or services import, so that Python writes the bytecode of that and of nothing else.
 
 A third of an environment is bytecode that nobody reads; without any of it, and with a read-only root, every
-start would compile anew. Use: bytecode.py NAME..., modules or packages; of our packages, all modules.
+start would compile anew. Use: bytecode.py NAME..., modules or packages; of our packages, all modules. Of torch.export
+what it imports at its first use, too.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
 import pkgutil
 import sys
 
@@ -22,6 +24,18 @@ def main(names: list[str]) -> None:
                 importlib.import_module(found.name)
             except ModuleNotFoundError as error:
                 print(f"left out {found.name}: {error}", file=sys.stderr)
+    if "torch.export" in names:
+        _write_and_read_a_program()
+
+
+def _write_and_read_a_program() -> None:
+    import torch
+
+    model = torch.nn.Linear(1, 1)
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(model, (torch.ones(1, 1),)), file)
+    file.seek(0)
+    torch.export.load(file)
 
 
 if __name__ == "__main__":

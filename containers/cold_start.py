@@ -44,12 +44,14 @@ def cold_start(paper: str, out: Path, image: str, docker: str) -> dict[str, Any]
     start_s = time.monotonic()
     words = ["-p", f"127.0.0.1:{port}:3000", "-v", f"{(out / 'model').resolve()}:/models/{paper}:ro"]
     served = [paper, "--model", f"/models/{paper}", "--host", "0.0.0.0", "--port", "3000"]
-    command = [docker, "run", "-d", "--rm", *LIKE_A_CLUSTER, *words, image, *served]
+    command = [docker, "run", "-d", *LIKE_A_CLUSTER, *words, image, *served]
     container = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     try:
         address = f"http://127.0.0.1:{port}"
-        while not _alive(address) and time.monotonic() < start_s + LIMIT_S:
-            time.sleep(0.05)
+        while not _alive(address):
+            if time.monotonic() > start_s + LIMIT_S or not _runs(docker, container):
+                raise SystemExit(f"{paper}: its container does not serve: {_last_line(docker, container)}")
+            time.sleep(0.02)
         alive_s = time.monotonic() - start_s
         PAPERS[paper].part("demo").ask(partial(post, address), out / "work" / "data")
         answered_s = time.monotonic() - start_s
@@ -58,8 +60,18 @@ def cold_start(paper: str, out: Path, image: str, docker: str) -> dict[str, Any]
             subprocess.run(stats, capture_output=True, text=True, check=True).stdout.split("/")[0].strip()
         )
     finally:
-        subprocess.run([docker, "kill", container], capture_output=True, check=False)
+        subprocess.run([docker, "rm", "-f", container], capture_output=True, check=False)
     return {"alive_s": alive_s, "answered_s": answered_s, "memory": memory}
+
+
+def _runs(docker: str, container: str) -> bool:
+    asked = [docker, "inspect", "-f", "{{.State.Running}}", container]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() == "true"
+
+
+def _last_line(docker: str, container: str) -> str:
+    said = subprocess.run([docker, "logs", container], capture_output=True, text=True, check=False)
+    return next(reversed((said.stdout + said.stderr).strip().splitlines()), "it said nothing")
 
 
 def _alive(address: str) -> bool:
