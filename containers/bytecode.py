@@ -1,8 +1,8 @@
 """Imports what tasks or services import, so that Python writes the bytecode of that and of nothing else.
 
 A third of an environment is bytecode that nobody reads; without any of it, and with a read-only root, every
-start would compile anew. Use: bytecode.py NAME..., modules or packages; of our packages, all modules. Of torch.export
-what it imports at its first use, too.
+start would compile anew. Use: bytecode.py NAME..., modules or packages; of our packages, all modules. Of
+torch.export what it imports at its first use, too.
 """
 
 from __future__ import annotations
