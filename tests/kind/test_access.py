@@ -17,13 +17,13 @@ pytestmark = [pytest.mark.kind, pytest.mark.timeout(600), pytest.mark.usefixture
 # account, verb, resource, name or subresource, namespace, and whether it may.
 PIPELINE = "feedworks-pipeline"
 TABLE = [
-    *((PIPELINE, verb, "trainjobs.trainer.kubeflow.org", OURS, True) for verb in ("create", "get", "list")),
-    *((PIPELINE, verb, "trainjobs.trainer.kubeflow.org", OURS, True) for verb in ("watch", "delete")),
+    *((PIPELINE, verb, "trainjobs.trainer.kubeflow.org", OURS, True) for verb in ("create", "list", "delete")),
+    *((PIPELINE, verb, "trainjobs.trainer.kubeflow.org", OURS, False) for verb in ("get", "watch")),
     *((PIPELINE, verb, "trainjobs.trainer.kubeflow.org", OURS, False) for verb in ("update", "patch")),
     (PIPELINE, "create", "trainjobs.trainer.kubeflow.org", STRANGER, False),
     (PIPELINE, "get", "clustertrainingruntimes.trainer.kubeflow.org", OURS, False),
-    *((PIPELINE, verb, "pods", OURS, True) for verb in ("get", "list", "watch")),
-    *((PIPELINE, verb, "pods", OURS, False) for verb in ("create", "delete", "patch")),
+    (PIPELINE, "list", "pods", OURS, True),
+    *((PIPELINE, verb, "pods", OURS, False) for verb in ("get", "create", "delete", "patch")),
     (PIPELINE, "get", "pods/log", OURS, True),
     (PIPELINE, "create", "pods/exec", OURS, False),
     (PIPELINE, "get", "pods", STRANGER, False),
