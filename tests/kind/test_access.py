@@ -16,11 +16,11 @@ pytestmark = [pytest.mark.kind, pytest.mark.timeout(600), pytest.mark.usefixture
 
 # account, verb, resource, name or subresource, namespace, and whether it may.
 PIPELINE = "feedworks-pipeline"
+JOBS = "trainjobs.trainer.kubeflow.org"
 TABLE = [
-    *((PIPELINE, verb, "trainjobs.trainer.kubeflow.org", OURS, True) for verb in ("create", "list", "delete")),
-    *((PIPELINE, verb, "trainjobs.trainer.kubeflow.org", OURS, False) for verb in ("get", "watch")),
-    *((PIPELINE, verb, "trainjobs.trainer.kubeflow.org", OURS, False) for verb in ("update", "patch")),
-    (PIPELINE, "create", "trainjobs.trainer.kubeflow.org", STRANGER, False),
+    *((PIPELINE, verb, JOBS, OURS, True) for verb in ("create", "list", "delete")),
+    *((PIPELINE, verb, JOBS, OURS, False) for verb in ("get", "watch", "update", "patch")),
+    (PIPELINE, "create", JOBS, STRANGER, False),
     (PIPELINE, "get", "clustertrainingruntimes.trainer.kubeflow.org", OURS, False),
     (PIPELINE, "list", "pods", OURS, True),
     *((PIPELINE, verb, "pods", OURS, False) for verb in ("get", "create", "delete", "patch")),
