@@ -27,11 +27,12 @@ help:  ## show this list
 demo: $(STAMP)  ## synthetic data -> pipeline -> report -> served top-10 (3 minutes on 2 cores); NAME=mari too
 	@$(BIN)/feedworks demo $(NAME) --out $(OUT)
 
+# Not those of images and clusters, which ask for more time and have a target each: a $KUBECONFIG may name any cluster.
 test: check  ## check, then every test that this machine can run
-	@$(BIN)/pytest -n $(JOBS) --dist loadfile --ignore=tests/house
+	@$(BIN)/pytest -n $(JOBS) --dist loadfile --ignore=tests/house -m "not docker and not kind"
 
 test-slow: check  ## the same, with the tests that take minutes
-	@$(BIN)/pytest -n $(JOBS) --dist loadfile --ignore=tests/house --slow
+	@$(BIN)/pytest -n $(JOBS) --dist loadfile --ignore=tests/house -m "not docker and not kind" --slow
 
 check: $(STAMP)  ## style, types, import arrows, compiled pipelines, documentation
 	@$(BIN)/ruff check .
