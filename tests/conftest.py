@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -17,6 +18,10 @@ settings.load_profile("feedworks")
 # Before torch is imported: on tensors this small a second thread only waits, and on a busy machine it waits
 # whole time slices (one test took 2 s with one thread and over 100 s with two).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What is started in the background ignores SIGINT, and so would every process of a test that sends it one.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 

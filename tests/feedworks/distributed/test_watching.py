@@ -449,6 +449,9 @@ def test_a_cancelled_launcher_removes_its_job_and_a_killed_one_leaves_it(api, nu
             assert time.monotonic() < give_up_s
             time.sleep(0.02)
         process.send_signal(number)
-        process.communicate(timeout=60)
+        try:
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == code
     assert api.deleted == ([] if number == signal.SIGKILL else [NAME])
