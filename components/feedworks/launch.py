@@ -12,10 +12,11 @@ from typing import Any
 
 from feedworks.configuration import flatten
 from feedworks.distributed.launcher import launch_words, run_on_nodes
-from feedworks.distributed.trainjob import GPU_TYPE, THREADS, Nodes
+from feedworks.distributed.trainjob import GPU_TYPE, Nodes
 from feedworks.errors import ConfigError, FeedworksError
 from feedworks.papers import PAPERS
 from feedworks.progress import say
+from feedworks.task_resources import THREADS
 
 
 def run_step(

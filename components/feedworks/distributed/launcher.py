@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from feedworks.distributed.cluster import Cluster
-from feedworks.distributed.trainjob import THREADS, Nodes, build, own_limits
+from feedworks.distributed.trainjob import Nodes, build, own_limits
 from feedworks.distributed.watching import Limits, run_job
 from feedworks.distributed.workspace import bring, make_folder, run_key, take, workspace
+from feedworks.task_resources import THREADS
 
 _MAX_NAME = 40
 

@@ -21,7 +21,6 @@ LAUNCH = ("python", "-m", "torch.distributed.run", "-m", "feedworks.launch")
 # Of the pods of a job; JobSet writes the labels, and the Job each pod's number.
 POD_LABELS = "jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name=node"
 POD_INDEX = "batch.kubernetes.io/job-completion-index"
-THREADS = "OMP_NUM_THREADS"  # as in feedworks.task_resources, which needs kfp
 _CGROUP = Path("/sys/fs/cgroup")
 
 

@@ -16,6 +16,7 @@ from feedworks.storage import read_json, write_json
 from . import served
 
 ANY = st.lists(st.integers(0, served.VOCAB - 3), max_size=40)
+PLAIN = st.text(max_size=60).filter(lambda text: not any(each in text for each in served.SPECIAL))
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +55,21 @@ def test_bytes_are_what_the_tokenizer_decodes(
     assert "".join(streamed(vocabulary, tokens, [])) == expected
 
 
-@given(text=st.text(max_size=60))
+@given(text=PLAIN)
 def test_text_survives(vocabulary: Vocabulary, text: str) -> None:
     tokens = vocabulary.encode(text)
     parts = streamed(vocabulary, tokens, [])
     assert "".join(parts) == text
     assert text.count("\ufffd") == sum(part.count("\ufffd") for part in parts)  # no half characters
+
+
+@given(before=PLAIN, after=PLAIN, place=st.sampled_from([served.EOS, served.START, served.END]))
+def test_a_special_token_that_a_text_spells_out_is_taken_for_it(
+    vocabulary: Vocabulary, before: str, after: str, place: int
+) -> None:
+    tokens = vocabulary.encode(before + served.SPECIAL[place] + after)
+    assert tokens == [*vocabulary.encode(before), place, *vocabulary.encode(after)]
+    assert vocabulary.text(tokens) == before + after
 
 
 @given(text=st.text("ab日", max_size=30), stop=st.lists(st.text("ab日", min_size=1, max_size=4), max_size=3))
