@@ -120,6 +120,28 @@ def test_two_nodes_train_what_one_does(api, nodes, tmp_path, capsys, monkeypatch
     assert str(tmp_path / "workspace") in job["spec"]["trainer"]["args"][-1]
 
 
+def test_a_node_asks_for_the_gpus_that_the_pipeline_names(api, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEEDWORKS_WORKSPACE", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    limits = []
+
+    def fail() -> None:
+        for name, job in api.jobs.items():
+            limits.append(job["spec"]["trainer"]["resourcesPerNode"]["limits"])
+            api.finish(name, "Failed", "FailedJobs", "no such node")
+
+    api.step = fail
+    with pytest.raises(FeedworksError, match="no such node"):
+        run_step(
+            "mari",
+            "make_ranker",
+            [str(tmp_path / "data"), str(tmp_path / "out")],
+            SETTINGS,
+            nodes=(2, 4, "amd.com/gpu"),
+        )
+    assert {each: number for each, number in limits[0].items() if "gpu" in each} == {"amd.com/gpu": "4"}
+
+
 @pytest.mark.slow
 def test_an_error_of_the_step_is_told_with_its_own_words(api, nodes, tmp_path):
     (tmp_path / "data").mkdir()
