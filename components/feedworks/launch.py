@@ -12,7 +12,7 @@ from typing import Any
 
 from feedworks.configuration import flatten
 from feedworks.distributed.launcher import launch_words, run_on_nodes
-from feedworks.distributed.trainjob import GPU_TYPE, Nodes
+from feedworks.distributed.trainjob import CGROUP, GPU_TYPE, Nodes, own_limits
 from feedworks.errors import ConfigError, FeedworksError
 from feedworks.papers import PAPERS
 from feedworks.progress import say
@@ -46,6 +46,7 @@ def run_step(
             `accelerator=cpu`.
         FeedworksError: a process failed; its own error is above.
     """
+    use_own_cores()
     preset, overrides = settings
     num_processes = _count(num_processes)
     config = PAPERS[paper].part("config").resolve(preset, overrides)
@@ -66,6 +67,19 @@ def run_step(
     code = subprocess.run(command, env=os.environ | share_of_threads(num_processes), check=False).returncode
     if code:
         raise FeedworksError(f"{paper}.{step} in {num_processes} processes ended with code {code}")
+
+
+def use_own_cores(cgroup: Path = CGROUP) -> None:
+    """Have torch, pyarrow and faiss, none imported yet, count the cores of this container and not the node's.
+
+    What the environment says, and a container whose cores are not limited, stay as they are.
+
+    Args:
+        cgroup: as of `own_limits`.
+    """
+    limit = own_limits(cgroup).get("cpu")
+    if limit and THREADS not in os.environ:
+        os.environ[THREADS] = str(max(1, int(limit.removesuffix("m")) // 1000))
 
 
 def _count(text: int | str) -> int:

@@ -49,8 +49,8 @@ class Cluster(NamedTuple):
 def ask(
     *tasks: Any,
     cluster: Cluster,
-    cpu: str,
-    memory: str,
+    cpu: Any,
+    memory: Any,
     on_gpu: bool = False,
     retries: int = 1,
     hours: int = 24,
@@ -64,8 +64,10 @@ def ask(
     Args:
         tasks: each a `kfp.dsl.PipelineTask`.
         cluster: the pipeline's parameters.
-        cpu: such as `2` or `100m`; also how many threads compute.
-        memory: such as `8Gi`; up to a quarter of it may be taken by `/dev/shm`.
+        cpu: such as `2` or `100m`; also how many threads compute. Where a parameter of the pipeline says it,
+            the task finds its threads by `feedworks.launch.use_own_cores`.
+        memory: such as `8Gi`; up to a quarter of it may be taken by `/dev/shm`, and all of it where a
+            parameter of the pipeline says it.
         on_gpu: whether they run the model: on the GPUs and nodes that the cluster's parameters name.
         retries: after a failure, with a wait that doubles from 30 s.
         hours: the longest that one try may take.
@@ -77,8 +79,9 @@ def ask(
         task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
         if on_gpu:
             task.set_accelerator_type(cluster.gpu_type).set_accelerator_limit(cluster.num_gpus)
-            # Else the compiler does not hand them into loops and conditions, whose tasks then fail.
-            task.register_pipeline_channels([cluster.gpu_type, cluster.num_gpus])
+        # Else the compiler does not hand them into loops and conditions, whose tasks then fail.
+        asked = [cpu, memory, *([cluster.gpu_type, cluster.num_gpus] if on_gpu else [])]
+        task.register_pipeline_channels([each for each in asked if not isinstance(each, str)])
         # Argo counts this maximum from the start of the first try, and ends a later try that reaches it.
         longest = f"{(retries + 1) * (hours * _HOUR_S + _WAIT_S)}s"
         task.set_retry(retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration=longest)
@@ -86,7 +89,8 @@ def ask(
         kubernetes.set_timeout(task, hours * _HOUR_S)
         _describe_pod(task, cluster, on_gpu=on_gpu)
         _mount(task, cluster, memory)
-        task.set_env_variable(THREADS, cpu if cpu.isdecimal() else "1")
+        if isinstance(cpu, str):
+            task.set_env_variable(THREADS, cpu if cpu.isdecimal() else "1")
 
 
 def _describe_pod(task: Any, cluster: Cluster, *, on_gpu: bool) -> None:
@@ -100,12 +104,12 @@ def _describe_pod(task: Any, cluster: Cluster, *, on_gpu: bool) -> None:
     kubernetes.add_node_selector_json(task, cluster.gpu_node_selector if on_gpu else cluster.node_selector)
 
 
-def _mount(task: Any, cluster: Cluster, memory: str) -> None:
+def _mount(task: Any, cluster: Cluster, memory: Any) -> None:
     from kfp import kubernetes
 
     kubernetes.mount_pvc(task, cluster.workspace_pvc, WORKSPACE_PATH)
     task.set_env_variable(*STATE)
     kubernetes.use_secret_as_env(task, cluster.secret_name, {key: key for key in SECRET_KEYS}, optional=True)
     # Containers get 64 MiB of shared memory; data loaders and NCCL want more. It counts as the pod's memory.
-    quarter = f"{int(memory.removesuffix('Gi')) * 256}Mi"
+    quarter = f"{int(memory.removesuffix('Gi')) * 256}Mi" if isinstance(memory, str) else None
     kubernetes.empty_dir_mount(task, "dshm", "/dev/shm", medium="Memory", size_limit=quarter)

@@ -15,7 +15,7 @@ import torch
 
 from feedworks.contracts.synthetic import write_synthetic
 from feedworks.errors import ConfigError
-from feedworks.launch import run_step, share_of_threads
+from feedworks.launch import run_step, share_of_threads, use_own_cores
 from feedworks.recochain import config, steps
 from feedworks.training.state import STATE_ROOT, state_of
 
@@ -60,6 +60,26 @@ def test_processes_share_the_threads_of_their_pod(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", told)
     assert share_of_threads(num_processes).get("OMP_NUM_THREADS") == each
+
+
+@pytest.mark.parametrize(
+    ("limit", "told", "threads"),
+    [
+        ("1600000 100000", "", "16"),
+        ("50000 100000", "", "1"),
+        ("max 100000", "", ""),
+        ("1600000 100000", "4", "4"),
+    ],
+)
+def test_a_task_counts_the_cores_of_its_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, told: str, threads: str
+) -> None:
+    (tmp_path / "cpu.max").write_text(limit)
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    if not told:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    use_own_cores(tmp_path)
+    assert os.environ.get("OMP_NUM_THREADS", "") == threads
 
 
 def test_a_state_lies_on_the_volume_where_there_is_one(

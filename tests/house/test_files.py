@@ -76,7 +76,7 @@ def test_sizes(name: str) -> None:
 
 def test_pipelines_are_wiring_only() -> None:
     for path in (ROOT / "pipelines").glob("*.py"):
-        assert len(path.read_text().splitlines()) <= 80, path
+        assert len(path.read_text().splitlines()) <= 85, path
 
 
 def test_no_hosts_machine_paths_or_pickles() -> None:

@@ -91,6 +91,8 @@ def test_kfp_can_load_it() -> None:
             "num_nodes",
             "gpus_per_node",
             "gpu_type",
+            "model_cpu",
+            "model_memory",
             "workspace_pvc",
             "secret_name",
             "node_selector",

@@ -23,6 +23,7 @@ _POD = re.compile(r"\.([^.]+)\.executor(?:\((\d+)\))?$|\.([^.]+)-driver(?:\((\d+
 _ITERATION = re.compile(r"\((\d+):[^)]*\)")
 _ERROR_LINE = re.compile(r"^([\w.]+\.)?\w*(Error|Exception|Interrupt|Exit)\b.*")
 _MENDS = (
+    (r"Insufficient (cpu|memory)", "no node has so much of it free; see --cpu, --memory"),
     (r"Insufficient \S*/\S+", "no node has so many free GPUs of that type; see --gpus, --gpu-type"),
     (r"didn't match|untolerated taint", "see --node-selector, --gpu-node-selector, --toleration"),
     (r"persistentvolumeclaim|unbound|FailedMount", "see --workspace-pvc"),

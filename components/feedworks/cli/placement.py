@@ -15,6 +15,8 @@ _DOMAIN = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
 _LABEL = re.compile(rf"({_DOMAIN}/)?{_NAME}")
 _LABEL_VALUE = re.compile(rf"({_NAME})?")
 _RESOURCE = re.compile(rf"{_DOMAIN}/{_NAME}")
+_CPU = re.compile(r"[1-9]\d*m?", re.ASCII)
+_MEMORY = re.compile(r"[1-9]\d*[MGT]i?", re.ASCII)
 _OBJECT = re.compile(_DOMAIN)
 _CRON_RANGES = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 6))
 _CRON_NAMES = {
@@ -28,6 +30,20 @@ def gpu_type(value: str) -> str:
     """Return the name of an extended resource; ValueError says what is wrong."""
     if not _RESOURCE.fullmatch(value):
         raise ValueError("expected a resource of a node, such as nvidia.com/gpu or nvidia.com/mig-3g.40gb")
+    return value
+
+
+def cpu(value: str) -> str:
+    """Return a number of cores; ValueError says what is wrong."""
+    if not _CPU.fullmatch(value):
+        raise ValueError("expected whole cores or thousandths of one, such as 8 or 1500m")
+    return value
+
+
+def memory(value: str) -> str:
+    """Return a size of memory; ValueError says what is wrong."""
+    if not _MEMORY.fullmatch(value):
+        raise ValueError("expected a size with its unit, such as 64Gi")
     return value
 
 

@@ -82,8 +82,22 @@ def cluster_options(command: Any) -> Any:
 
 
 def training_options(command: Any) -> Any:
-    """The options that say on how many machines a training runs."""
+    """The options that say on what the model runs, and on how many machines a training."""
     for option in (
+        click.option(
+            "--memory",
+            "model_memory",
+            metavar="SIZE",
+            callback=placement.checked(placement.memory),
+            help="Of each task that runs the model; with --nodes, of each process.  [default: 8Gi, KSA 16Gi]",
+        ),
+        click.option(
+            "--cpu",
+            "model_cpu",
+            metavar="CORES",
+            callback=placement.checked(placement.cpu),
+            help="Cores of each task that runs the model; with --nodes, of each process.  [default: 2]",
+        ),
         click.option(
             "--gpus-per-node",
             type=click.IntRange(min=0),
@@ -151,6 +165,8 @@ def submit(paper: Paper, host: str, wait: bool, patience: int, cron: str | None,
     arguments["num_gpus"] = str(arguments["num_gpus"])  # see feedworks.task_resources
     arguments["data_version"] = arguments["data_version"] or (EACH_RUN if cron else "1")
     check_settings(paper, arguments)
+    # The pipelines differ in what they ask for by themselves.
+    arguments = {key: value for key, value in arguments.items() if value is not None}
     api = Api(host)
     if cron:
         schedule_id = upload_and_schedule(api, paper.name, place, arguments, cron=cron)

@@ -21,7 +21,7 @@ LAUNCH = ("python", "-m", "torch.distributed.run", "-m", "feedworks.launch")
 # Of the pods of a job; JobSet writes the labels, and the Job each pod's number.
 POD_LABELS = "jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name=node"
 POD_INDEX = "batch.kubernetes.io/job-completion-index"
-_CGROUP = Path("/sys/fs/cgroup")
+CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def build(
     return found
 
 
-def own_limits(cgroup: Path = _CGROUP, *, processes: int = 1) -> dict[str, str]:
+def own_limits(cgroup: Path = CGROUP, *, processes: int = 1) -> dict[str, str]:
     """Return the limits on CPU and memory of a machine: for each of its processes those of this container.
 
     Args:

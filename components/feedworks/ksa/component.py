@@ -179,6 +179,9 @@ def evaluate(
     import shutil
     from pathlib import Path
 
+    from feedworks.launch import use_own_cores
+
+    use_own_cores()
     from feedworks.ksa import config, steps
     from feedworks.metrics.scalars import loggable
 

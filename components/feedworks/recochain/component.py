@@ -96,12 +96,10 @@ def mine_candidates(
     candidates: dsl.Output[dsl.Dataset],
 ) -> None:
     """Write the generator's beams for the training positions: what the ranker learns to order."""
-    from pathlib import Path
+    from feedworks.launch import run_step
 
-    from feedworks.recochain import config, steps
-
-    inputs = (Path(sequences.path), Path(semantic_ids.path), Path(generator.path))
-    steps.mine_candidates(*inputs, Path(candidates.path), config.resolve(preset, overrides))
+    paths = [each.path for each in (sequences, semantic_ids, generator, candidates)]
+    run_step("recochain", "mine_candidates", paths, (preset, overrides))
 
 
 @dsl.component(base_image=images.GPU, install_kfp_package=False)
@@ -164,6 +162,9 @@ def evaluate(
     import shutil
     from pathlib import Path
 
+    from feedworks.launch import use_own_cores
+
+    use_own_cores()
     from feedworks.metrics.scalars import loggable
     from feedworks.recochain import config, steps
 

@@ -130,6 +130,7 @@ def test_a_driver_that_fails_is_named() -> None:
     ("message", "mend"),
     [
         ("Unschedulable: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.", "see --gpus, --gpu-type"),
+        ("Unschedulable: 0/3 nodes are available: 3 Insufficient memory.", "see --cpu, --memory"),
         (
             "Unschedulable: 0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector.",
             "selector",

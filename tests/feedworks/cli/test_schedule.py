@@ -31,6 +31,7 @@ def test_the_committed_definitions_become_recurring_runs(feedworks: Command) -> 
     assert made["ocarm"]["trigger"] == {"cron_schedule": {"cron": "0 0 5 * * SUN"}}
     asked = made["ksa"]["runtime_config"]["parameters"]
     assert asked["num_gpus"] == "1"
+    assert (asked["model_cpu"], asked["model_memory"]) == ("8", "64Gi")
     assert asked["gpu_node_selector"] == {"nvidia.com/gpu.present": "true"}
     assert asked["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
 

@@ -68,6 +68,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_submit_uploads_the_committed_bytes_and_starts_a_run(feedworks: Command, tmp_path: Path) -> None:
     words = ["submit", "recochain", "--data", "/workspace/events", "--preset", "small", "--gpus", "1"]
     words += ["--gpu-type", "nvidia.com/mig-3g.40gb", "--workspace-pvc", "shared", "--secret", "tokens"]
+    words += ["--cpu", "16", "--memory", "128Gi"]
     words += ["--gpu-node-selector", "gpu=h100", "--node-selector", "kubernetes.io/arch=amd64"]
     words += ["--toleration", "nvidia.com/gpu:NoSchedule", "--toleration", "team=recsys"]
     words += ["--data-version", "7", "--set", "seed=3", "--service-account", "feedworks-pipeline"]
@@ -90,6 +91,8 @@ def test_submit_uploads_the_committed_bytes_and_starts_a_run(feedworks: Command,
         "num_nodes": 1,
         "gpus_per_node": 0,
         "gpu_type": "nvidia.com/mig-3g.40gb",
+        "model_cpu": "16",
+        "model_memory": "128Gi",
         "workspace_pvc": "shared",
         "secret_name": "tokens",
         "node_selector": {"kubernetes.io/arch": "amd64"},
@@ -275,6 +278,8 @@ def test_a_wrong_setting_is_not_sent(feedworks: Command) -> None:
         (["--gpus", "-1"], "-1"),
         (["--workspace-pvc", "My_Claim"], "expected a name of Kubernetes"),
         (["--secret", ""], "expected a name of Kubernetes"),
+        (["--cpu", "0.5"], "expected whole cores or thousandths"),
+        (["--memory", "64"], "expected a size with its unit"),
         (["--node-selector", "gpu"], "'gpu' is no label KEY=VALUE"),
         (["--node-selector", "gpu=a", "--node-selector", "gpu=b"], "gpu is given twice"),
         (["--gpu-node-selector", "=h100"], "is no label KEY=VALUE"),
