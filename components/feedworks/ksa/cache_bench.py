@@ -14,8 +14,9 @@ import torch
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
 from feedworks.ksa.architecture import Qwen3KsaConfig, hybrid_windows
-from feedworks.ksa.cache import KsaCache, formula_bytes
+from feedworks.ksa.cache import KsaCache
 from feedworks.ksa.model import Qwen3KsaForCausalLM
+from feedworks.ksa.scoring import cache_size
 from feedworks.metrics.latency import Timing, device_label, interleave, json_rows
 from feedworks.progress import say
 
@@ -69,20 +70,19 @@ def cache_rows(
     """
     made = configs(PUBLISHED)
     for length in lengths:
-        size = {name: KsaCache(config, 1, length, dtype=dtype).num_bytes for name, config in made.items()}
-        needed = {name: formula_bytes(config, length, dtype.itemsize) for name, config in made.items()}
-        for name, config in made.items():
-            held = KsaCache(config, 1, length, dtype=dtype).used_bytes([length])
+        sizes = {name: cache_size(config, length, dtype) for name, config in made.items()}
+        full = sizes["full"]
+        for name, size in sizes.items():
             yield {
                 "op": "cache",
                 "model": name,
                 "tokens": length,
-                "bytes": size[name],
-                "formula_bytes": needed[name],
-                "held_bytes": held,
-                "slack": size[name] / needed[name] - 1,
-                "ratio": size["full"] / size[name],
-                "formula_ratio": needed["full"] / needed[name],
+                "bytes": size.num_bytes,
+                "formula_bytes": size.formula_bytes,
+                "held_bytes": size.held_bytes,
+                "slack": size.num_bytes / size.formula_bytes - 1,
+                "ratio": full.num_bytes / size.num_bytes,
+                "formula_ratio": full.formula_bytes / size.formula_bytes,
             }
 
 

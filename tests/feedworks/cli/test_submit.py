@@ -105,7 +105,7 @@ def test_submit_uploads_the_committed_bytes_and_starts_a_run(feedworks: Command,
     assert result.stdout.splitlines()[-1] == f"started run run-1 of recochain at {api.address}"
 
 
-def test_the_options_give_every_parameter_of_the_pipelines_its_default(feedworks: Command) -> None:
+def test_the_options_give_every_parameter_its_default_that_is_the_same_in_all_pipelines(feedworks: Command) -> None:
     import yaml
 
     with kfp_stub() as api:
@@ -114,7 +114,9 @@ def test_the_options_give_every_parameter_of_the_pipelines_its_default(feedworks
     spec = next(yaml.safe_load_all((COMPILED.parent / "ksa.yaml").read_text()))
     parameters = spec["root"]["inputDefinitions"]["parameters"]
     sent = api.runs[0]["runtime_config"]["parameters"]
-    assert sent == {name: parameter["defaultValue"] for name, parameter in parameters.items()} == DEFAULTS
+    defaults = {name: parameter["defaultValue"] for name, parameter in parameters.items()}
+    assert sent == DEFAULTS
+    assert defaults == DEFAULTS | {"model_cpu": "2", "model_memory": "16Gi"}
     assert api.tokens == {None}
 
 
