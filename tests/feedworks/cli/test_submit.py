@@ -105,7 +105,7 @@ def test_submit_uploads_the_committed_bytes_and_starts_a_run(feedworks: Command,
     assert result.stdout.splitlines()[-1] == f"started run run-1 of recochain at {api.address}"
 
 
-def test_the_options_give_every_parameter_its_default_that_is_the_same_in_all_pipelines(feedworks: Command) -> None:
+def test_options_have_the_defaults_that_all_pipelines_share(feedworks: Command) -> None:
     import yaml
 
     with kfp_stub() as api:
