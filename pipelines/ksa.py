@@ -39,8 +39,8 @@ def pipeline(
         num_nodes: machines for each training; over 1 its task makes a TrainJob and only watches it.
         gpus_per_node: GPUs of each of several machines; 0 trains on their CPUs.
         gpu_type: the GPU as a resource of a node: nvidia.com/gpu, amd.com/gpu, nvidia.com/mig-3g.40gb.
-        model_cpu: cores of each task that runs the model, such as 2; several GPUs want several.
-        model_memory: of each task that runs the model, such as 8Gi; each process on a GPU wants some.
+        model_cpu: cores of each task that may run on GPUs, such as 2; several GPUs want several.
+        model_memory: of each task that loads a model, such as 8Gi; each process on a GPU wants some.
         workspace_pvc: volume claim that the tasks see at /workspace; data and models from outside lie there.
         secret_name: of a secret with HF_TOKEN, AWS_ACCESS_KEY_ID and the like; it may be absent.
         node_selector: labels of the nodes for tasks that do not run the model.
@@ -80,4 +80,4 @@ def pipeline(
     resources(*stages, cpu=model_cpu, memory=model_memory, on_gpu=True, hours=72)
     resources(others, cpu="100m", memory="1Gi", hours=1)
     resources(passed, cpu="100m", memory="1Gi", hours=1, cached=False)
-    resources(packaged, cpu="1", memory="8Gi", retries=2, cached=False)
+    resources(packaged, cpu="1", memory=model_memory, retries=2, cached=False)

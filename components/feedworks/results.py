@@ -15,6 +15,7 @@ from feedworks.progress import say
 from feedworks.storage import atomic_file, atomic_folder, read_json
 
 PAGES = ("metrics.json", "report.html")
+REJECTED = "rejected"  # of a run whose model the gate kept back, beside the results of an earlier one
 BENCH = "bench.json"  # where a paper measures time: {"metrics": flat metrics, ...}, never equal in two runs
 
 
@@ -66,12 +67,17 @@ def publish(evaluation: Path, model: Path | None, out_dir: Path) -> None:
     if model is not None:
         with _pages(evaluation, out_dir), atomic_folder(out_dir / "model") as folder:
             shutil.copytree(model, folder, dirs_exist_ok=True)
-        shutil.rmtree(out_dir / "rejected", ignore_errors=True)
+        shutil.rmtree(out_dir / REJECTED, ignore_errors=True)
         return
     kept = (out_dir / "model").exists()
-    with _pages(evaluation, out_dir / "rejected" if kept else out_dir):
-        where = f"; the earlier model stays, this run's metrics are in {out_dir / 'rejected'}" if kept else ""
+    with _pages(evaluation, out_dir / REJECTED if kept else out_dir):
+        where = f"; the earlier model stays, this run's metrics are in {out_dir / REJECTED}" if kept else ""
         say(f"the gate kept the model back: compare the settings gate.* with metrics.json{where}")
+
+
+def last_results(out_dir: Path) -> Path:
+    """Return the folder of the last run's metrics and report: a model that is packaged removes REJECTED."""
+    return out_dir / REJECTED if (out_dir / REJECTED).exists() else out_dir
 
 
 def finish(work: Path, evaluation: Path, model: Path, out_dir: Path) -> dict[str, float]:

@@ -91,7 +91,7 @@ def cluster(left_out: Say) -> Iterator[Volumes | None]:
         apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}])
         kubectl("label", "--overwrite", "namespace", name, f"{LABEL}=namespace")
     # As the namespace of a gateway it may ask the services where policies are enforced.
-    kubectl("label", "--overwrite", "namespace", WORK, "feedworks/role=gateway")
+    kubectl("label", "--overwrite", "namespace", WORK, "feedworks/gateway=true")
     volumes = None
     try:
         if not server.makes_volumes():

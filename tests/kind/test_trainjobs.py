@@ -11,6 +11,7 @@ import pytest
 from feedworks import images
 from feedworks.distributed.cluster import Cluster
 from feedworks.distributed.launcher import launch_words
+from feedworks.distributed.place import Place
 from feedworks.distributed.trainjob import Nodes, build
 from feedworks.distributed.watching import Limits, run_job
 from feedworks.errors import FeedworksError
@@ -37,7 +38,8 @@ def train_job(name: str = "tests", namespace: str = OURS, **trainer: Any) -> Obj
     """A TrainJob as the launcher builds it, perhaps with other fields."""
     words = launch_words("mari", "make_ranker", ["/workspace/data", "/workspace/ranker"], ("tiny", []))
     limits = {"cpu": "1", "memory": "1Gi"}
-    job = build(name, words, Nodes(num_nodes=2), namespace=namespace, labels={}, limits=limits)
+    place = Place(node_selector={"pool": "a"}, tolerations=[{"key": "a", "operator": "Exists"}], claim="a")
+    job = build(name, words, Nodes(num_nodes=2), namespace=namespace, labels={}, limits=limits, place=place)
     job["spec"]["trainer"] |= trainer
     return job
 

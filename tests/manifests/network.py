@@ -13,9 +13,8 @@ from .rendered import Object, Template, name_of, of_kind, templates
 
 # Pods that others make here, by the label that they carry.
 FOREIGN = {"pipelines": {"workflows.argoproj.io/workflow": "recochain-x7k2p"}}
-# Of namespaces, set by whoever runs the cluster: manifests/README.md.
+# Labels of namespaces, "true" of those that take part, set by whoever runs the cluster: manifests/README.md.
 ROLES = {"gateway", "monitoring", "features-client", "pipelines", "operators"}
-ROLE = "feedworks/role"
 DNS_PODS = {"k8s-app": "kube-dns"}
 Edge = tuple[str, str, str]
 
@@ -82,7 +81,8 @@ def _takes(peer: Object, template: Template) -> bool:
 
 def _role(peer: Object) -> str | None:
     labels: dict[str, str] = peer.get("namespaceSelector", {}).get("matchLabels", {})
-    return labels.get(ROLE)
+    names = [key.removeprefix("feedworks/") for key, value in labels.items() if value == "true"]
+    return names[0] if len(labels) == len(names) == 1 else None
 
 
 def _rules(policies: list[Object], template: Template, direction: str) -> Iterator[tuple[Object, str]]:

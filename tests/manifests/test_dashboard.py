@@ -47,6 +47,12 @@ def expressions(board: Any) -> list[str]:
     return asked + variables
 
 
+def test_series_keep_the_labels_that_panels_group_by() -> None:
+    """Prometheus puts the port's name in the place of a label `endpoint`, if not told to leave it."""
+    for monitor in of_kind(overlay("gpu"), "ServiceMonitor"):
+        assert all(each["honorLabels"] for each in monitor["spec"]["endpoints"]), monitor["metadata"]["name"]
+
+
 def metrics_in(expression: str) -> set[str]:
     """The names of metrics in an expression of PromQL, those of a pattern `(a|b)_c` one by one."""
     names: set[str] = set()

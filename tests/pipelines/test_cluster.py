@@ -100,6 +100,16 @@ def what_models_need_comes_by_text_parameters(pipeline: Pipeline) -> None:
             assert parameters[source]["parameterType"] == "STRING", f"{name}: {source}"
 
 
+def memory_for_a_model_is_a_parameter(pipeline: Pipeline) -> None:
+    """Every task that is handed a model loads it, and how large it is the pipeline cannot know."""
+    for name, task, executor, _ in pipeline.tasks():
+        component = pipeline.spec["components"][task["componentRef"]["name"]]
+        inputs = component.get("inputDefinitions", {}).get("artifacts", {}).values()
+        if any(each["artifactType"]["schemaTitle"] == "system.Model" for each in inputs):
+            memory = pipeline.executors[executor]["container"]["resources"]["resourceMemoryLimit"]
+            assert "model_memory" in memory, f"{name}: {memory}"
+
+
 def tasks_are_retried_within_their_time(pipeline: Pipeline) -> None:
     """Argo counts the longest time of retries from the start of the first try, running included."""
     for name, task, executor, _ in pipeline.tasks():
@@ -152,9 +162,8 @@ def pods_are_described(pipeline: Pipeline) -> None:
         (shared,) = pod["emptyDirMounts"]
         assert (shared["mountPath"], shared["medium"]) == ("/dev/shm", "Memory"), name
         # Where a parameter says the memory, all of it may be taken.
-        assert bool(shared.get("sizeLimit")) == (
-            pipeline.executors[name]["container"]["image"] == images.CPU
-        ), name
+        memory = pipeline.executors[name]["container"]["resources"]["resourceMemoryLimit"]
+        assert bool(shared.get("sizeLimit")) != bool(PLACEHOLDER.fullmatch(memory)), name
         assert pod["imagePullPolicy"] == "IfNotPresent", name
         security = pod["securityContext"]
         assert security == {"runAsUser": "10001", "runAsGroup": "10001", "runAsNonRoot": True}, name
@@ -175,6 +184,7 @@ CHECKS: tuple[Check, ...] = (
     cpu_and_memory_are_stated,
     threads_are_as_many_as_cores,
     what_models_need_comes_by_text_parameters,
+    memory_for_a_model_is_a_parameter,
     tasks_are_retried_within_their_time,
     caching_is_stated_without_a_key,
     parameters_of_pods_exist,
@@ -195,6 +205,7 @@ def test_the_compiled_pipeline(pipeline: Pipeline, check: Check) -> None:
 
 _SPEC, _POD = "deploymentSpec/executors/exec-train-joint/container", "exec-train-joint"
 _CPU = "deploymentSpec/executors/exec-fit-tokenizer/container"
+_PACKAGE = "deploymentSpec/executors/exec-package/container"
 _TASK = "root/dag/tasks/train-joint"
 _BY_PARAMETERS = what_models_need_comes_by_text_parameters
 # Where the compiled pipeline of RecoChain is broken, with what, and who must see it.
@@ -218,6 +229,7 @@ BROKEN: list[tuple[Check, str, str, Any]] = [
         "root/inputDefinitions/parameters/num_gpus/parameterType",
         "NUMBER_INTEGER",
     ),
+    (memory_for_a_model_is_a_parameter, "spec", f"{_PACKAGE}/resources/resourceMemoryLimit", "4Gi"),
     (tasks_are_retried_within_their_time, "spec", f"{_TASK}/retryPolicy/maxRetryCount", 0),
     (tasks_are_retried_within_their_time, "spec", f"{_TASK}/retryPolicy/backoffMaxDuration", "600s"),
     (tasks_are_retried_within_their_time, "pods", f"{_POD}/activeDeadlineSeconds", "0"),

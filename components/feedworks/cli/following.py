@@ -29,7 +29,7 @@ _MENDS = (
     (r"persistentvolumeclaim|unbound|FailedMount", "see --workspace-pvc"),
     (r"ImagePull|ErrImage|InvalidImageName", "build and push the images that the pipeline names"),
     (r"[Nn]o space left|Errno 28|ENOSPC|ephemeral-storage", "make room on the volume, then retry the run"),
-    (r"OOMKilled|exit code 137", "it needs more memory than pipelines/*.py asks for"),
+    (r"OOMKilled|exit code 137", "it needs more memory: see --memory, or what pipelines/*.py asks for"),
     (r"CUDA device|accelerator=cuda", "see --gpus, or use a GPU image"),
     (r"longer than the specified deadline", "it needs more hours than pipelines/*.py asks for"),
 )
@@ -189,11 +189,8 @@ def _end_of_log(api: Api, run_id: str, task: Task) -> str:
 
 
 def with_mend(message: str) -> str:
-    """Return what Kubernetes says of a task, with the mend where one is known."""
-    for pattern, mend in _MENDS:
-        if re.search(pattern, message):
-            return f"{message}; {mend}"
-    return message
+    """Return what Kubernetes says of a task, and each mend that is known."""
+    return "; ".join([message, *(mend for pattern, mend in _MENDS if re.search(pattern, message))])
 
 
 def _how_to_stop(api: Api, run_id: str) -> str:

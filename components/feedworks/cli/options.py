@@ -36,18 +36,27 @@ def paper_argument(*, required: bool = True) -> Callable[[CommandT], CommandT]:
     )
 
 
-def settings_options(command: CommandT) -> CommandT:
+def settings_options(*, tasks_here: bool) -> Callable[[CommandT], CommandT]:
     """The options --data, --preset, --set, --model and --sides, which say what a run computes.
 
     The command gets the last two as the overrides `outside.model` and `outside.sides`.
+
+    Args:
+        tasks_here: whether the tasks see this machine's files; else paths must be absolute, and are theirs.
     """
 
-    @functools.wraps(command)
-    def with_outside(paper: Paper, overrides: tuple[str, ...], **others: Any) -> Any:
-        outside = _outside(paper, others.pop("model"), others.pop("sides"))
-        return command(paper=paper, overrides=(*overrides, *outside), **others)
+    def decorate(command: CommandT) -> CommandT:
+        @functools.wraps(command)
+        def with_outside(paper: Paper, overrides: tuple[str, ...], **others: Any) -> Any:
+            outside = _outside(paper, others.pop("model"), others.pop("sides"), tasks_here)
+            return command(paper=paper, overrides=(*overrides, *outside), **others)
 
-    decorated = with_outside
+        return cast(CommandT, _with_settings(with_outside))
+
+    return decorate
+
+
+def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option(
             "--sides",
@@ -75,11 +84,11 @@ def settings_options(command: CommandT) -> CommandT:
             help="A data folder, a folder of raw files that a known data set left, or `synthetic`.",
         ),
     ):
-        decorated = option(decorated)
-    return cast(CommandT, decorated)
+        command = option(command)
+    return command
 
 
-def _outside(paper: Paper, model: str | None, sides: Path | None) -> list[str]:
+def _outside(paper: Paper, model: str | None, sides: Path | None, tasks_here: bool) -> list[str]:
     if model is None and sides is None:
         return []
     if not paper.takes_model:
@@ -90,8 +99,16 @@ def _outside(paper: Paper, model: str | None, sides: Path | None) -> list[str]:
     if not separator or not module or not name.isidentifier():
         raise click.UsageError(f"--model {model!r} is not of the form MODULE:CALLABLE or FILE.py:CALLABLE.")
     if module.endswith(".py"):
-        module = str(Path(module).absolute())  # tasks may run in other folders
-    return [f"outside.model={module}:{name}", f"outside.sides={sides.absolute()}"]
+        module = _path(module, "--model", tasks_here)
+    return [f"outside.model={module}:{name}", f"outside.sides={_path(str(sides), '--sides', tasks_here)}"]
+
+
+def _path(path: str, option: str, tasks_here: bool) -> str:
+    if not tasks_here and not path.startswith("/"):
+        raise click.UsageError(
+            f"{option} {path}: the tasks run elsewhere; give a path that they see, /workspace/{path}."
+        )
+    return str(Path(path).absolute())  # local tasks may run in other folders
 
 
 def out_option(default: str | None = None) -> Callable[[CommandT], CommandT]:

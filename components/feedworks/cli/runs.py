@@ -27,7 +27,7 @@ def list_papers() -> None:
 
 @click.command()
 @paper_argument()
-@settings_options
+@settings_options(tasks_here=True)
 @out_option()
 @click.option(
     "--runner",
@@ -40,9 +40,10 @@ def list_papers() -> None:
 @click.option("--image", default=images.CPU, show_default=True, help="Of all tasks, with --runner docker.")
 def run(paper: Paper, **arguments: Any) -> None:
     """Train, evaluate and package NAME on a data folder, or with --model on a model from outside."""
-    out = arguments["out"]
+    from feedworks.results import last_results
+
     run_paper(paper, **arguments)
-    click.echo(summary(out))
+    click.echo(summary(last_results(arguments["out"])))
 
 
 @click.command()

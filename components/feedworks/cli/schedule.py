@@ -83,6 +83,8 @@ def words_of(path: Path) -> list[str]:
         raise ConfigError(f"{path} is no YAML ({' '.join(str(error).split())})") from None
     if not isinstance(told, dict) or not {NAME, TIMES} <= set(told):
         raise ConfigError(f"{path}: expected `{NAME}`, `{TIMES}` and options of `feedworks submit`")
+    if "host" in told:
+        raise ConfigError(f"{path}: host: files are for any cluster; give it as --host")
     words = [str(told.pop(NAME))]
     for key, value in told.items():
         words += [f"--{key}={each}" for each in (value if isinstance(value, list) else [value])]

@@ -75,7 +75,14 @@ def cluster_options(command: Any) -> Any:
             callback=placement.checked(placement.gpu_type),
             help="The GPU as a resource of a node.",
         ),
-        click.option("--gpus", "num_gpus", type=click.IntRange(min=0), default=0, show_default=True),
+        click.option(
+            "--gpus",
+            "num_gpus",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="GPUs of each task that trains or evaluates the model.",
+        ),
     ):
         command = option(command)
     return command
@@ -89,14 +96,14 @@ def training_options(command: Any) -> Any:
             "model_memory",
             metavar="SIZE",
             callback=placement.checked(placement.memory),
-            help="Of each task that runs the model; with --nodes, of each process.  [default: 8Gi, KSA 16Gi]",
+            help="Of each task that loads a model; with --nodes, of each process.  [default: 8Gi, KSA 16Gi]",
         ),
         click.option(
             "--cpu",
             "model_cpu",
             metavar="CORES",
             callback=placement.checked(placement.cpu),
-            help="Cores of each task that runs the model; with --nodes, of each process.  [default: 2]",
+            help="Cores of each task that --gpus is for; with --nodes, of each process.  [default: 2]",
         ),
         click.option(
             "--gpus-per-node",
@@ -111,7 +118,8 @@ def training_options(command: Any) -> Any:
             type=click.IntRange(min=1),
             default=1,
             show_default=True,
-            help="Machines for each training; several want Kubeflow Trainer, and no --gpus for the task.",
+            help="Machines for each training. Several want Kubeflow Trainer; the task that watches takes "
+            "--cpu, --memory and --gpus as well.",
         ),
     ):
         command = option(command)
@@ -120,7 +128,7 @@ def training_options(command: Any) -> Any:
 
 @click.command()
 @paper_argument()
-@settings_options
+@settings_options(tasks_here=False)
 @click.option(
     "--host",
     required=True,

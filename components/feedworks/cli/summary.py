@@ -19,7 +19,7 @@ def summary(folder: Path) -> str:
     Raises:
         DataError: the folder holds no finished run, or its metrics are not those of a run.
     """
-    from feedworks.results import BENCH
+    from feedworks.results import BENCH, REJECTED
     from feedworks.storage import read_json
 
     path = folder / "metrics.json"
@@ -34,8 +34,8 @@ def summary(folder: Path) -> str:
             raise ValueError("no metric to show")
     except (TypeError, ValueError, KeyError, AttributeError):
         raise DataError(f"{path} holds no metrics of a run; make it again with `feedworks run`") from None
-    files = [f"{kind}: {folder / name}" for kind, name in (("report", "report.html"), ("model", "model"))]
-    found = [line for line in files if Path(line.partition(": ")[2]).exists()]
+    files = (("report", "report.html"), ("model", "model"), ("kept back by the gate since", REJECTED))
+    found = [f"{kind}: {folder / name}" for kind, name in files if (folder / name).exists()]
     return "\n".join(["\n\n".join("\n".join(table) for table in tables), *found])
 
 

@@ -25,6 +25,7 @@ FEW = 20
 # Of a document that is cut, or of the documents.
 HELD_OUT_SHARE = 0.05
 VALID_PLACE, TEST_PLACE = 9, 19  # of every twenty
+LONGEST_WORD = 50  # what has no gap for so long has no words that gaps could tell
 BATCH_CHARACTERS = 32_000_000
 _ENDS = re.compile(r"\n\s*\n|\n|\s")
 
@@ -71,7 +72,7 @@ def write_documents(documents: Iterable[Document], out_dir: Path) -> Path:
 
 
 def cut_tail(text: str, share: float) -> tuple[str, str]:
-    """Cuts the last `share` off a text, between paragraphs if it can, else between lines or words.
+    """Cuts the last `share` off a text, between paragraphs if it can, else lines, words or characters.
 
     Raises:
         DataError: The text is too short for it.
@@ -79,13 +80,15 @@ def cut_tail(text: str, share: float) -> tuple[str, str]:
     wanted = round(len(text) * (1 - share))
     near = max(1, round(len(text) * share / 2))
     found = [m for m in _ENDS.finditer(text, wanted - near, wanted + near) if m.end() < len(text)]
-    if not found:
-        raise DataError(f"a text of {len(text):,} characters is too short to cut {share:.0%} off")
-    # The largest gap, and of equal ones the nearest.
-    best = max(found, key=lambda m: (m.group().count("\n"), -abs(m.start() - wanted)))
-    head, tail = text[: best.start()].rstrip() + "\n", text[best.end() :]
+    # The largest gap, and of equal ones the nearest; some scripts have none between words.
+    ends = (m.span() for m in sorted(found, key=lambda m: (-m.group().count("\n"), abs(m.start() - wanted))))
+    start, end = next(ends, (wanted, wanted) if near >= LONGEST_WORD else (0, 0))
+    head, tail = text[:start].rstrip() + "\n", text[end:]
     if not head.strip() or not tail.strip():
-        raise DataError(f"a text of {len(text):,} characters is too short to cut {share:.0%} off")
+        raise DataError(
+            f"a text of {len(text):,} characters is too short to cut {share:.0%} off; bring a longer one, or "
+            f"{FEW} documents and more"
+        )
     return head, tail
 
 
@@ -192,8 +195,11 @@ def _fresh(documents: Iterable[Document]) -> Iterator[Document]:
 def _cut_all(documents: Sequence[Document]) -> Iterator[Document]:
     train, valid, test = SPLITS
     for title, text, _ in documents:
-        head, last = cut_tail(text, HELD_OUT_SHARE)
-        head, middle = cut_tail(head, HELD_OUT_SHARE / (1 - HELD_OUT_SHARE))
+        try:
+            head, last = cut_tail(text, HELD_OUT_SHARE)
+            head, middle = cut_tail(head, HELD_OUT_SHARE / (1 - HELD_OUT_SHARE))
+        except DataError as error:
+            raise DataError(f"{title}: {error}") from None
         yield Document(title, head, train)
         yield Document(f"{title} (before the end)", middle, valid)
         yield Document(f"{title} (end)", last, test)

@@ -116,6 +116,15 @@ class Cluster:
                 return False
         return True
 
+    def pod(self, name: str) -> dict[str, Any] | None:
+        """Return a pod as the API writes it; None where there is none."""
+        with self._asking(f"read pod {name}"):
+            found = self._core.list_namespaced_pod(
+                self.namespace, field_selector=f"metadata.name={name}", _request_timeout=_TIMEOUT_S
+            ).items
+            written: list[dict[str, Any]] = self._api.sanitize_for_serialization(found)
+        return written[0] if written else None
+
     def pods(self, name: str) -> list[Any]:
         """Return the pods of a job's nodes, as `kubernetes.client.V1Pod`, oldest first."""
         with self._asking(f"list the pods of TrainJob {name}"):

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from feedworks.distributed.cluster import Cluster
+from feedworks.distributed.place import own_name, place_of
 from feedworks.distributed.trainjob import Nodes, build, own_limits
-from feedworks.distributed.watching import Limits, run_job
+from feedworks.distributed.watching import Limits, patiently, run_job
 from feedworks.distributed.workspace import bring, make_folder, run_key, take, workspace
 from feedworks.task_resources import THREADS
 
@@ -55,6 +56,7 @@ def run_on_nodes(
         shared = [*bring(inputs, run), result]
         words = launch_words(paper, step, list(map(str, shared)), settings)
         labels = {"app.kubernetes.io/part-of": "feedworks", "feedworks/paper": paper, "feedworks/run": key}
+        own_pod = patiently(lambda: cluster.pod(own_name()), limits)
         job = build(
             job_name(paper, step, key),
             words,
@@ -64,6 +66,7 @@ def run_on_nodes(
             limits=own_limits(processes=nodes.processes),
             # A process there has the cores of this one.
             variables={THREADS: os.environ[THREADS]} if THREADS in os.environ else {},
+            place=place_of(own_pod),
         )
         run_job(cluster, job, limits)
     take(result, out)

@@ -1,7 +1,8 @@
 """The TrainJob (trainer.kubeflow.org/v1alpha1) of a training step; only here Kubeflow's models are imported.
 
-Its pods come from the ClusterTrainingRuntime `feedworks-torch` of the manifests, which gives them the shared
-volume, the account and the rights; Kubeflow Trainer tells torchrun the nodes by PET_* variables.
+Its pods come from the ClusterTrainingRuntime `feedworks-torch` of the manifests, which gives them the account
+and the rights, and a patch sends them to the nodes and the volume of the task that launches them; Kubeflow
+Trainer tells torchrun the nodes by PET_* variables.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from feedworks import images
+from feedworks.distributed.place import Place
 from feedworks.errors import ConfigError
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
@@ -22,6 +24,9 @@ LAUNCH = ("python", "-m", "torch.distributed.run", "-m", "feedworks.launch")
 POD_LABELS = "jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name=node"
 POD_INDEX = "batch.kubernetes.io/job-completion-index"
 CGROUP = Path("/sys/fs/cgroup")
+MANAGER = "feedworks/launcher"
+NODE = "node"  # the replicated job of the runtime, and the container in it
+VOLUME = "workspace"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,7 @@ def build(
     labels: dict[str, str],
     limits: dict[str, str],
     variables: dict[str, str] | None = None,
+    place: Place = Place(),  # noqa: B008
 ) -> dict[str, Any]:
     """Return the object that the API is sent.
 
@@ -71,6 +77,7 @@ def build(
         labels: of the job.
         limits: CPU and memory of each pod, see `own_limits`; without them those of the runtime hold.
         variables: environment of each process.
+        place: nodes, volume and secret instead of the runtime's, where it says any.
     """
     from kubeflow_trainer_api import models
 
@@ -89,17 +96,36 @@ def build(
                     "image": images.GPU if nodes.gpus_per_node else images.CPU,
                     "command": list(LAUNCH),
                     "args": list(words),
-                    "env": [{"name": name, "value": value} for name, value in environment.items()],
+                    "env": [{"name": key, "value": value} for key, value in environment.items()]
+                    + place.secrets,
                     "numNodes": nodes.num_nodes,
                     "numProcPerNode": nodes.processes,
                     **({"resourcesPerNode": resources} if asked else {}),
                 },
+                **_patches(place, nodes),
             },
         }
     )
     assert job is not None
     found: dict[str, Any] = job.to_dict()
     return found
+
+
+def _patches(place: Place, nodes: Nodes) -> dict[str, Any]:
+    pod: dict[str, Any] = {}
+    if place.node_selector:
+        pod["nodeSelector"] = place.node_selector
+    if place.tolerations:
+        # They take the place of the runtime's, and GPU nodes are mostly tainted by the name of their GPU.
+        of_gpu = {"key": nodes.gpu_type, "operator": "Exists", "effect": "NoSchedule"}
+        pod["tolerations"] = place.tolerations + [of_gpu] * bool(nodes.gpus_per_node)
+    if place.claim:
+        pod["volumes"] = [{"name": VOLUME, "persistentVolumeClaim": {"claimName": place.claim}}]
+    if not pod:
+        return {}
+    job = {"name": NODE, "template": {"spec": {"template": {"spec": pod}}}}
+    spec = {"template": {"spec": {"replicatedJobs": [job]}}}
+    return {"runtimePatches": [{"manager": MANAGER, "trainingRuntimeSpec": spec}]}
 
 
 def own_limits(cgroup: Path = CGROUP, *, processes: int = 1) -> dict[str, str]:

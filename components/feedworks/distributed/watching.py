@@ -6,10 +6,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from feedworks.distributed import pods
 from feedworks.distributed.cluster import BusyError, Cluster, UnreachableError
@@ -17,6 +17,7 @@ from feedworks.errors import FeedworksError
 from feedworks.progress import say
 
 TERMINATED = 128 + signal.SIGTERM
+AnswerT = TypeVar("AnswerT")
 
 
 class Limits(NamedTuple):
@@ -80,7 +81,7 @@ def _remove(cluster: Cluster, name: str) -> None:
 def _begin(cluster: Cluster, job: dict[str, Any], limits: Limits) -> None:
     name = job["metadata"]["name"]
     give_up_s = time.monotonic() + limits.gone_s
-    while not _create(cluster, job, limits):
+    while not patiently(lambda: cluster.create(job), limits):
         there = cluster.job(name)
         if there is not None and "deletionTimestamp" not in there["metadata"]:
             say(f"TrainJob {name}: there already; going on with it")
@@ -95,13 +96,13 @@ def _begin(cluster: Cluster, job: dict[str, Any], limits: Limits) -> None:
     say(f"TrainJob {name}: created in namespace {cluster.namespace}, {nodes} nodes")
 
 
-def _create(cluster: Cluster, job: dict[str, Any], limits: Limits) -> bool:
-    """Create a job as soon as the API can; False where there is one of its name."""
+def patiently(ask: Callable[[], AnswerT], limits: Limits) -> AnswerT:
+    """Return what the API answers, as soon as it can."""
     give_up_s = time.monotonic() + limits.outage_s
     told: set[str] = set()
     while True:
         try:
-            return cluster.create(job)
+            return ask()
         except BusyError as error:
             if time.monotonic() > give_up_s:
                 raise

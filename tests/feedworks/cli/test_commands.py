@@ -13,6 +13,7 @@ import pytest
 
 from feedworks.cli.summary import summary
 from feedworks.papers import PAPERS, Shown
+from feedworks.results import last_results
 
 from .conftest import Command
 
@@ -150,6 +151,19 @@ def test_report_prints_a_table(feedworks: Command, tmp_path: Path) -> None:
         ["rerank_gain", "+3.1%"],
         ["report:", "report.html"],
     ]
+
+
+def test_a_run_that_the_gate_kept_back_is_not_taken_for_the_earlier_one(tmp_path: Path) -> None:
+    for folder, recall in ((tmp_path, 0.25), (tmp_path / "rejected", 0.125)):
+        folder.mkdir(exist_ok=True)
+        (folder / "metrics.json").write_text(json.dumps({"test/rerank/recall@5": recall}))
+        (folder / "report.html").touch()
+    (tmp_path / "model").mkdir()
+    last = summary(last_results(tmp_path))
+    assert "0.1250" in last
+    assert f"report: {tmp_path / 'rejected' / 'report.html'}" in last
+    assert "model:" not in last
+    assert f"kept back by the gate since: {tmp_path / 'rejected'}" in summary(tmp_path).splitlines()
 
 
 def test_a_report_shows_the_tables_of_every_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,11 @@ def test_a_run_that_succeeds_says_what_its_tasks_do(capsys: pytest.CaptureFixtur
             "feedworks.errors.ConfigError: num_gpus=2, but torch sees 0 CUDA device(s) here\n",
             "0 CUDA device(s) here; see --gpus, or use a GPU image",
         ),
-        ("OOMKilled (exit code 137)", "a\nb\n", "OOMKilled (exit code 137); a | b; it needs more memory"),
+        (
+            "OOMKilled (exit code 137)",
+            "a\nb\n",
+            "OOMKilled (exit code 137); a | b; it needs more memory: see --mem",
+        ),
         ("Pod was active on the node longer than the specified deadline", "", "it needs more hours"),
         ("", "", "task train: the API tells no message"),
     ],
@@ -131,6 +135,14 @@ def test_a_driver_that_fails_is_named() -> None:
     [
         ("Unschedulable: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.", "see --gpus, --gpu-type"),
         ("Unschedulable: 0/3 nodes are available: 3 Insufficient memory.", "see --cpu, --memory"),
+        (
+            "Unschedulable: 0/3 nodes are available: 1 Insufficient cpu, 2 Insufficient nvidia.com/gpu.",
+            "see --cpu, --memory; no node has so many free GPUs of that type; see --gpus",
+        ),
+        (
+            "Unschedulable: 0/3 nodes are available: 1 Insufficient memory, 2 node(s) had untolerated taint",
+            "see --cpu, --memory; see --node-selector, --gpu-node-selector, --toleration",
+        ),
         (
             "Unschedulable: 0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector.",
             "selector",

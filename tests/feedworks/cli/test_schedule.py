@@ -45,6 +45,7 @@ def test_the_committed_definitions_become_recurring_runs(feedworks: Command) -> 
         ("pipeline: mary\ncron: '0 4 * * *'\n", "no paper is called 'mary'"),
         ("pipeline: mari\ncron: '0 0 4 * * *'\n", "expected five fields"),
         (GOOD + "gpu: 1\n", "No such option '--gpu'"),
+        (GOOD + "host: http://localhost:8888\n", "host: files are for any cluster; give it as --host"),
         (GOOD + "gpus: -1\n", "-1 is not in the range"),
         (GOOD + "gpus: true\n", "gpus: expected a text, a number or a list of them, got True"),
         (GOOD + "data: events\n", "give a path that they see, /workspace/events"),

@@ -334,6 +334,21 @@ def test_each_run_of_a_schedule_reads_the_data_anew_and_a_refused_one_keeps_the_
         assert list(api.schedules) == ["s1"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "their.py:build", "--sides", "/workspace/sides.json"], "--model their.py"),
+        (["--model", "/workspace/their.py:build", "--sides", "sides.json"], "--sides sides.json"),
+    ],
+)
+def test_a_model_of_this_machine_is_not_sent(feedworks: Command, words: list[str], said: str) -> None:
+    with kfp_stub() as api:
+        result = feedworks("submit", "mari", "--host", api.address, *words)
+    assert result.returncode == 2
+    assert f"{said}: the tasks run elsewhere; give a path that they see, /workspace/" in result.stderr
+    assert api.runs == []
+
+
 def test_a_model_from_outside_is_named_to_the_tasks(feedworks: Command) -> None:
     words = ["submit", "mari", "--model", "their.package:build", "--sides", "/data/sides.json"]
     with kfp_stub() as api:

@@ -149,6 +149,18 @@ def test_a_tail_is_cut_off_without_loss_or_refused(parts):
     assert 0.1 <= len(tail) / len(text) <= 0.45
 
 
+def test_a_script_without_gaps_is_cut_between_characters():
+    text = clean("字" * 2_000)
+    head, tail = cut_tail(text, 0.05)
+    assert (head, tail) == ("字" * 1_901 + "\n", "字" * 99 + "\n")
+
+
+def test_a_short_text_is_told_by_its_name(tmp_path):
+    raw = put(tmp_path / "raw", a_dot_txt="one two three " * 200, b_dot_txt="a few words")
+    with pytest.raises(DataError, match=r"^b: a text of 12 characters is too short .* bring a longer one"):
+        open_data(raw, tmp_path / "data", kind="text")
+
+
 def test_texts_are_only_thought_of_where_text_is_asked_for(tmp_path):
     """A folder that lacks a file of another data set must not turn into a corpus of its numbers."""
     raw = put(tmp_path / "raw", Toys_dot_txt="1 2 3\n")

@@ -163,6 +163,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return 404, _status(404, f'trainjobs "{name}" not found', "NotFound")
             api.deleted.append(name)
             return 200, _status(200, "", "")
+        if path == PODS and "fieldSelector" in query:
+            pod = api.pods.get(query["fieldSelector"].removeprefix("metadata.name="))
+            return 200, {"apiVersion": "v1", "kind": "PodList", "items": [pod] if pod else []}
         if path == PODS:
             wanted = dict(each.split("=") for each in query["labelSelector"].split(","))
             found = [pod for pod in api.pods.values() if wanted.items() <= pod["metadata"]["labels"].items()]
