@@ -55,22 +55,18 @@ async def read_body(
                 raise RefusedError(415, f"expected content type {media_type.decode()}")
         elif key == b"content-length" and int(value) > max_bytes:
             raise RefusedError(413, f"expected a body of at most {max_bytes} bytes")
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body", False) and message["type"] == "http.request":
-        if len(body) > max_bytes:
-            raise RefusedError(413, f"expected a body of at most {max_bytes} bytes")
-        return body
     try:
+        # From the first byte on: a client that only promises a body would hold its connection for ever.
         async with asyncio.timeout(within_s):
-            return await _read_on(receive, message, max_bytes)
+            return await _whole(receive, max_bytes)
     except TimeoutError:
         raise RefusedError(408, f"the body did not come whole within {within_s:g} s") from None
 
 
-async def _read_on(receive: Receive, message: Message, max_bytes: int) -> bytes:
+async def _whole(receive: Receive, max_bytes: int) -> bytes:
     parts, size = [], 0
     while True:
+        message = await receive()
         if message["type"] != "http.request":
             raise RefusedError(400, "the client left before its body was whole")
         parts.append(message.get("body", b""))
@@ -79,7 +75,6 @@ async def _read_on(receive: Receive, message: Message, max_bytes: int) -> bytes:
             raise RefusedError(413, f"expected a body of at most {max_bytes} bytes")
         if not message.get("more_body", False):
             return b"".join(parts)
-        message = await receive()
 
 
 class JsonLimits:

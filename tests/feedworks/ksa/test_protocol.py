@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from feedworks.ksa.api import largest_body
+from feedworks.ksa.api import Api, largest_body
 from feedworks.ksa.protocol import ChatRequest, CompletionRequest, GenerateRequest
+from feedworks.ksa.settings import PackageConfig
 
 
 def refused(kind: Any, **fields: Any) -> list[tuple[tuple[int | str, ...], str]]:
@@ -79,3 +82,23 @@ def test_the_answer_of_a_tool_is_a_message_and_calls_of_tools_are_none():
     )
     assert request.messages[0].plain() == {"role": "tool", "content": "x"}
     assert "at most 0 calls" in str(refused(ChatRequest, **chat("a", tool_calls=[{}])))
+
+
+def test_a_body_that_never_begins_gets_the_client_s_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feedworks.ksa.api.BODY_WITHIN_S", 0.05)
+    monkeypatch.setattr("feedworks.serving.limits.LINGER_S", 0.05)
+    sent: list[Any] = []
+
+    async def never(*_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    answering: Any = SimpleNamespace(limits=PackageConfig())
+    scope = {"type": "http", "method": "POST", "path": "/generate", "headers": [(b"content-length", b"9")]}
+    asyncio.run(Api(never, lambda: answering)(scope, never, send))
+    assert sent[0]["status"] == 408
+    error = json.loads(sent[1]["body"])["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"] == "the body did not come whole within 0.05 s"

@@ -59,9 +59,38 @@ def test_a_client_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPa
     assert answer.startswith(b"HTTP/1.1 413")
 
 
-def test_a_body_that_comes_slowly_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"Content-Length: 500\r\n\r\n",
+        b"Content-Length: 500\r\n\r\nx",
+        b"Transfer-Encoding: chunked\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n",
+    ],
+    ids=["none of a length", "some of a length", "no chunk", "one chunk"],
+)
+def test_a_body_that_comes_slowly_ends(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LINGER_S", 0.2)
     monkeypatch.setattr(limits.JsonLimits.__init__, "__defaults__", (0.2,))
-    (answer,) = asyncio.run(served(HEAD % b"application/json" + b"Content-Length: 500\r\n\r\nx"))
+    (answer,) = asyncio.run(served(HEAD % b"application/json" + begun))
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"did not come whole within 0.2 s" in answer
+
+
+@pytest.mark.parametrize("begun", [b"", b"x"], ids=["before its body", "within its body"])
+def test_a_client_that_leaves_is_not_waited_for(begun: bytes) -> None:
+    coming = iter([{"type": "http.request", "body": begun, "more_body": True}] if begun else [])
+
+    async def receive() -> limits.Message:
+        return next(coming, {"type": "http.disconnect"})
+
+    read = limits.read_body({"headers": []}, receive, media_type=limits.JSON, max_bytes=9, within_s=9)
+    with pytest.raises(limits.RefusedError, match="left before its body was whole"):
+        asyncio.run(read)
+
+
+def test_a_request_without_a_body_goes_on_at_once() -> None:
+    requests = [
+        b"%s / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % method for method in (b"GET", b"POST")
+    ]
+    assert all(answer.startswith(b"HTTP/1.1 404") for answer in asyncio.run(served(*requests)))
