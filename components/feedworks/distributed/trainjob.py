@@ -15,6 +15,7 @@ from typing import Any
 from feedworks import images
 from feedworks.distributed.place import Place
 from feedworks.errors import ConfigError
+from feedworks.metrics.memory import limit_bytes
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 RUNTIME = "feedworks-torch"
@@ -142,9 +143,9 @@ def own_limits(cgroup: Path = CGROUP, *, processes: int = 1) -> dict[str, str]:
     ]
     if len(cores) == 2 and all(each.isdecimal() for each in cores):
         found["cpu"] = f"{processes * int(cores[0]) * 1000 // int(cores[1])}m"
-    memory = _read(cgroup / "memory.max") or _read(cgroup / "memory" / "memory.limit_in_bytes")
-    if memory.isdecimal() and int(memory) < 1 << 60:  # version 1 writes a huge number for none
-        found["memory"] = str(processes * int(memory))
+    memory = limit_bytes(cgroup)
+    if memory is not None:
+        found["memory"] = str(processes * memory)
     return found
 
 

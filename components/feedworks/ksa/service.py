@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,22 @@ from feedworks.ksa.cache import KsaCache
 from feedworks.ksa.engine import Engine
 from feedworks.ksa.packaging import Loaded, load_package
 from feedworks.ksa.protocol import Generated, GenerateRequest, RequestError
+from feedworks.ksa.room import CONTEXT, check_room, limits_here
 from feedworks.ksa.scheduling import Policy
-from feedworks.ksa.settings import PackageConfig
 from feedworks.nn.packed import pack_linears
 from feedworks.serving.ahead import Ahead
 from feedworks.serving.limits import App
-from feedworks.serving.service import NUM_THREADS, SETTINGS, model_folder, require_model, settle, stored
+from feedworks.serving.service import (
+    NUM_THREADS,
+    NUM_WORKERS,
+    SETTINGS,
+    model_folder,
+    require_model,
+    settle,
+    stored,
+)
 
-STREAMS, CONTEXT, WAIT = "FEEDWORKS_STREAMS", "FEEDWORKS_CONTEXT", "FEEDWORKS_WAIT"
+WAIT = "FEEDWORKS_WAIT"
 
 
 class _Refused(BentoMLException):
@@ -59,8 +66,7 @@ class KsaService:
 
     def __init__(self) -> None:
         torch.set_num_threads(NUM_THREADS)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        loaded = load_package(model_folder(self), device)
+        loaded = load_package(model_folder(self), _device())
         self.answering = answering_for(loaded._replace(limits=limits_here(loaded.limits)))
         settle()
 
@@ -97,30 +103,17 @@ def answering_for(loaded: Loaded) -> Answering:
     return Answering(engine, loaded.vocabulary, loaded.tag, limits, model.config.vocab_size)
 
 
-def limits_here(limits: PackageConfig) -> PackageConfig:
-    """Return the package's limits with those of the environment in their place.
-
-    Raises:
-        ConfigError: one is no number or out of range.
-    """
-    streams, context = (os.environ.get(name) for name in (STREAMS, CONTEXT))
-    try:
-        return replace(
-            limits,
-            max_streams=int(streams) if streams else limits.max_streams,
-            max_context=int(context) if context else limits.max_context,
-        )
-    except ValueError:
-        given = f"{streams!r} and {context!r}"
-        raise ConfigError(f"{STREAMS} and {CONTEXT}: expected whole numbers, got {given}") from None
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _load_for_a_try(folder: Path) -> None:
     """Load what the server will, and read its settings."""
     loaded = load_package(folder, "cpu")
-    asked, most = limits_here(loaded.limits).max_context, loaded.model.config.max_position_embeddings
-    if asked > most:
-        raise ConfigError(f"{CONTEXT}={asked}: the model reads {most} tokens at most")
+    limits, most = limits_here(loaded.limits), loaded.model.config.max_position_embeddings
+    if limits.max_context > most:
+        raise ConfigError(f"{CONTEXT}={limits.max_context}: the model reads {most} tokens at most")
+    check_room(loaded.model, limits, _device(), num_workers=NUM_WORKERS)
     policy_here()
 
 

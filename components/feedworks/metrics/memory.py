@@ -1,4 +1,4 @@
-"""Commands under a hard limit of memory, such as a container has, and the most that they held."""
+"""The memory that a process may have; commands under a hard limit of it, and the most that they held."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ _LIMIT = {1: "memory.limit_in_bytes", 2: "memory.max"}
 _HELD = {1: "rss", 2: "anon"}
 # The shell enters the group before it becomes the command, so that not a byte is missed.
 _ENTER = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
+_NO_LIMIT = 1 << 60  # version 1 writes a huge number for none
 
 
 class Held(NamedTuple):
@@ -36,6 +37,25 @@ class Held(NamedTuple):
     def killed(self) -> bool:
         """Whether the kernel ended it for want of memory."""
         return self.returncode in (-9, 137)
+
+
+def limit_bytes(cgroups: Path = CGROUPS) -> int | None:
+    """Return the limit on the memory of this container, None if there is none.
+
+    Args:
+        cgroups: where the kernel tells it, version 2 or 1.
+    """
+    for path in (cgroups / _LIMIT[2], cgroups / "memory" / _LIMIT[1]):
+        with suppress(OSError):
+            told = path.read_text().strip()
+            return int(told) if told.isdecimal() and int(told) < _NO_LIMIT else None
+    return None
+
+
+def machine_bytes(cgroups: Path = CGROUPS) -> int:
+    """Return what all processes here may have together: the machine's memory, or the container's limit."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(whole, limit_bytes(cgroups) or whole)
 
 
 def run_limited(command: Sequence[str], limit_bytes: int) -> Held:

@@ -396,6 +396,23 @@ def test_a_context_beyond_the_model_ends_the_server_with_one_line(tmp_path: Path
     assert "FEEDWORKS_CONTEXT=1000000: the model reads " in how_it_ends(folder, FEEDWORKS_CONTEXT="1000000")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"FEEDWORKS_STREAMS": "1000000000"},
+            "FEEDWORKS_STREAMS=1000000000 or FEEDWORKS_CONTEXT=96; at most",
+        ),
+        ({"FEEDWORKS_STREAMS": "0"}, "FEEDWORKS_STREAMS=0: expected at least 1"),
+    ],
+)
+def test_streams_that_cannot_be_end_the_server_with_one_line(
+    tmp_path: Path, given: dict[str, str], said: str
+) -> None:
+    folder = served.write_package(tmp_path / "model")
+    assert said in how_it_ends(folder, **given)
+
+
 def test_a_server_that_ends_tells_why(tmp_path: Path) -> None:
     environment = {"FEEDWORKS_MODEL_DIR": str(tmp_path / "no-model")}
     with (
