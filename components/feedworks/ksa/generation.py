@@ -5,6 +5,7 @@ Shape letters: B batch, T tokens, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -77,17 +78,37 @@ class KsaGeneration:
         """Return the states (B, T, D) of prompts, or of what follows behind the sequences in the cache."""
         batch, num_new = input_ids_BT.shape
         check_cache(cache, batch)
-        slots = range(batch)
         busy = max(cache.lengths[:batch])
         cache.make_room(busy + num_new)
-        if not busy:
-            alignment = Alignment.of(input_ids_BT, mask_BT)
-            aligned_BTD = self._fill(alignment.align(input_ids_BT), alignment.lengths(), cache, slots)
-            states_BTD = alignment.restore(aligned_BTD)
+        if busy:
+            states_BTD: Tensor = self._behind(input_ids_BT, tokens_of(input_ids_BT, mask_BT), cache)
         else:
-            states_BTD = self._behind(input_ids_BT, tokens_of(input_ids_BT, mask_BT), cache)
+            states_BTD = self._begin(input_ids_BT, mask_BT, cache)
         cache.num_columns += num_new
         return states_BTD
+
+    def _begin(self: Any, input_ids_BT: Tensor, mask_BT: Tensor | None, cache: KsaCache) -> Tensor:
+        """Return the states (B, T, D) of prompts or their first parts; a row of padding begins later."""
+        batch, num_new = input_ids_BT.shape
+        if mask_BT is not None and cache.num_columns:  # parts before this one were padding in all rows
+            mask_BT = mask_BT[:, -num_new:]
+        if mask_BT is None or mask_BT.shape != input_ids_BT.shape or bool(mask_BT.any(1).all()):
+            all_BTD: Tensor = self._begin_all(input_ids_BT, mask_BT, cache, range(batch))
+            return all_BTD
+        slots = mask_BT.any(1).nonzero().flatten().tolist()
+        weight_VD = self.lm_head.weight
+        states_BTD: Tensor = weight_VD.new_zeros(batch, num_new, weight_VD.shape[1])
+        if slots:
+            found_BTD = self._begin_all(input_ids_BT[slots], mask_BT[slots], cache, slots)
+            states_BTD[slots] = found_BTD.to(states_BTD.dtype)
+        return states_BTD
+
+    def _begin_all(
+        self: Any, input_ids_BT: Tensor, mask_BT: Tensor | None, cache: KsaCache, slots: Sequence[int]
+    ) -> Tensor:
+        alignment = Alignment.of(input_ids_BT, mask_BT)
+        aligned_BTD = self._fill(alignment.align(input_ids_BT), alignment.lengths(), cache, slots)
+        return alignment.restore(aligned_BTD)
 
     def _behind(self: Any, input_ids_BT: Tensor, token_BT: Tensor | None, cache: KsaCache) -> Tensor:
         """Return the states (B, T, D) of more tokens; a row may have fewer than others, or none."""

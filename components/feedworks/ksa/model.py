@@ -179,7 +179,8 @@ class Qwen3KsaForCausalLM(KsaGeneration, Qwen3KsaPreTrainedModel, Qwen3ForCausal
         Args:
             input_ids: (B, T); with sequences in the cache, what follows behind them.
             attention_mask: (B, T or more), 1 for tokens, 0 for padding on one side; its logits mean nothing.
-            past_key_values: takes the tokens, row b in slot b; grows if need be. There is no gradient.
+            past_key_values: takes the tokens, row b in slot b; grows if need be. There is no gradient. A row
+                that is all padding begins with what follows.
             labels: (B, T), -100 for none; gives the mean cross-entropy of the next token.
             use_cache: True makes a cache if none is given.
             logits_to_keep: 0 keeps all; or an index of rows.

@@ -194,11 +194,24 @@ def test_a_conversation_goes_on(cached: bool) -> None:
         assert torch.equal(second_BT[b, -NEW:], expected_T[-NEW:])
 
 
-def test_a_prompt_in_parts() -> None:
-    model = decoder()
-    ids_BT, mask_BT = padded()
-    found_BT = model.generate(ids_BT, attention_mask=mask_BT, prefill_chunk_size=17)
+@pytest.mark.parametrize("name", ["hybrid", "two summaries", "full"])
+@pytest.mark.parametrize("lengths", [LENGTHS, (5, 3)], ids=["one row fills the first part", "none has it"])
+@pytest.mark.parametrize("part", [1, 4, 17])
+def test_a_prompt_in_parts(name: str, lengths: tuple[int, ...], part: int) -> None:
+    """Rows that are padding in a whole part begin later."""
+    model = decoder(**SETTINGS[name])
+    ids_BT, mask_BT = padded(lengths)
+    found_BT = model.generate(ids_BT, attention_mask=mask_BT, prefill_chunk_size=part)
     assert torch.equal(found_BT, model.generate(ids_BT, attention_mask=mask_BT))
+
+
+def test_a_prompt_in_parts_of_padding_alone() -> None:
+    model = decoder()
+    ids_BT, mask_BT = padded((5, 3))
+    wide_BT = torch.cat((torch.full((2, 6), decoders.PAD), ids_BT), dim=1)
+    wide_mask_BT = torch.cat((torch.zeros(2, 6).long(), mask_BT), dim=1)
+    found_BT = model.generate(wide_BT, attention_mask=wide_mask_BT, prefill_chunk_size=4)
+    assert torch.equal(found_BT[:, 6:], model.generate(ids_BT, attention_mask=mask_BT))
 
 
 def test_from_a_folder_by_its_own_settings(tmp_path: Any) -> None:
