@@ -22,7 +22,7 @@ MODES = (
     GenerationMode.BEAM_SAMPLE,
 )
 # What transformers hands to every model and what changes nothing here.
-_HARMLESS = frozenset({"return_dict", "num_items_in_batch", "cache_position"})
+_HARMLESS = frozenset({"return_dict", "num_items_in_batch", "cache_position", "tokenizer"})
 _MENDS = {
     "position_ids": "positions count from a text's first token; packed documents go into document_BT",
     "inputs_embeds": "give input_ids",

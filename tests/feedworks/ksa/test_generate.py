@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Qwen3ForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 from feedworks.errors import ConfigError
@@ -15,7 +16,7 @@ from feedworks.ksa.cache import KsaCache
 from feedworks.ksa.checkpoint import as_qwen3
 from feedworks.ksa.model import Qwen3KsaForCausalLM
 
-from . import decoders
+from . import decoders, served
 
 NEW = 30  # more than two rounds of the ring of layer 0: (2 + 1) chunks of 4
 LENGTHS = (3, 11, 19, 8)
@@ -212,6 +213,23 @@ def test_a_prompt_in_parts_of_padding_alone() -> None:
     wide_mask_BT = torch.cat((torch.zeros(2, 6).long(), mask_BT), dim=1)
     found_BT = model.generate(wide_BT, attention_mask=wide_mask_BT, prefill_chunk_size=4)
     assert torch.equal(found_BT[:, 6:], model.generate(ids_BT, attention_mask=mask_BT))
+
+
+def test_a_text_that_stops_an_answer(tmp_path: Path) -> None:
+    """As in transformers' own model, which says the same."""
+    model = decoder(vocab_size=served.VOCAB, summaries=0, windows=[None] * 4)
+    tokenizer = AutoTokenizer.from_pretrained(served.write_tokenizer(tmp_path))
+    plain = as_qwen3(model)
+    plain.generation_config.update(pad_token_id=decoders.PAD, do_sample=False, max_new_tokens=NEW)
+    prompt_BT = tokenizer("the old sea", return_tensors="pt").input_ids
+    start = prompt_BT.shape[1]
+    said = [tokenizer.decode([token]) for token in model.generate(prompt_BT)[0, start:].tolist()]
+    at = next(
+        place for place in range(3, NEW) if said[place].isalpha() and said[place] not in "".join(said[:place])
+    )
+    found_BT = model.generate(prompt_BT, stop_strings=[said[at]], tokenizer=tokenizer)
+    assert found_BT.shape[1] == start + at + 1
+    assert torch.equal(found_BT, plain.generate(prompt_BT, stop_strings=[said[at]], tokenizer=tokenizer))
 
 
 def test_from_a_folder_by_its_own_settings(tmp_path: Any) -> None:
