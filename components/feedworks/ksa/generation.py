@@ -27,6 +27,9 @@ _MENDS = {
     "position_ids": "positions count from a text's first token; packed documents go into document_BT",
     "inputs_embeds": "give input_ids",
     "output_attentions": "model.text_states(attention_outputs=[...]) gives what a layer's attention adds",
+    # Of the decoder without its head.
+    "past_key_values": "call the model with its head, which keeps the cache",
+    "use_cache": "call the model with its head, which keeps the cache",
     "output_hidden_states": "model.text_states gives the last ones",
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3ForCausalLM
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3PreTrainedModel,
     Qwen3RMSNorm,
@@ -62,6 +62,38 @@ class Qwen3KsaModel(Qwen3KsaPreTrainedModel):
         self.rotary_emb = Qwen3RotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        document_BT: Tensor | None = None,
+        **unused: Any,
+    ) -> BaseModelOutputWithPast:
+        """Return the last layer's normed states (B, T, D) of the text rows, without a cache.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, T), 1 for tokens, 0 for padding on one side; its states mean nothing.
+            document_BT: see `text_states`.
+            unused: what transformers hands to every model.
+
+        Raises:
+            ValueError: padding inside a text, shapes that do not fit, an argument that would be overlooked.
+        """
+        generation.check_unused(unused)
+        states_BTD = self.padded_states(input_ids, attention_mask, document_BT)
+        return BaseModelOutputWithPast(last_hidden_state=states_BTD)
+
+    def padded_states(
+        self, input_ids_BT: Tensor, mask_BT: Tensor | None, document_BT: Tensor | None = None
+    ) -> Tensor:
+        """Return the states (B, T, D) of texts with padding on one side; arguments are `forward`'s."""
+        alignment = Alignment.of(input_ids_BT, mask_BT)
+        document_BT = None if document_BT is None else alignment.align(document_BT)
+        plan = Plan(input_ids_BT.shape[1], document_BT=document_BT)
+        return alignment.restore(self.read(alignment.align(input_ids_BT), plan))
 
     def text_states(
         self,
@@ -196,10 +228,7 @@ class Qwen3KsaForCausalLM(KsaGeneration, Qwen3KsaPreTrainedModel, Qwen3ForCausal
             batch, num_text = input_ids.shape
             cache = KsaCache(self.config, batch, num_text, dtype=self.dtype, device=self.device)
         if cache is None:
-            alignment = Alignment.of(input_ids, attention_mask)
-            document_BT = None if document_BT is None else alignment.align(document_BT)
-            plan = Plan(input_ids.shape[1], document_BT=document_BT)
-            states_BTD = alignment.restore(self.model.read(alignment.align(input_ids), plan))
+            states_BTD = self.model.padded_states(input_ids, attention_mask, document_BT)
         elif labels is not None or document_BT is not None:
             raise ValueError("a cache takes neither labels nor documents: there is no gradient through it")
         else:

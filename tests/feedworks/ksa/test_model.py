@@ -346,6 +346,25 @@ def test_arguments_that_would_be_overlooked(given: dict[str, Any], said: str) ->
         logits(decoder(), **given)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_decoder_without_its_head_gives_the_states(kind: str) -> None:
+    model = decoder(**KINDS[kind])
+    mask_BT = torch.ones_like(IDS)
+    mask_BT[1, :9] = 0
+    for given in ({}, {"attention_mask": mask_BT}, {"document_BT": (torch.arange(T) // 8).expand(2, -1)}):
+        with torch.no_grad():
+            states_BTD = model.model(IDS, use_cache=False, **given).last_hidden_state
+            assert torch.equal(model.lm_head(states_BTD), logits(model, **given))
+    with torch.no_grad():
+        assert torch.equal(model.model(IDS, return_dict=False)[0], model.model.text_states(IDS))
+
+
+@pytest.mark.parametrize("given", [{"use_cache": True}, {"past_key_values": 1}])
+def test_the_decoder_without_its_head_keeps_no_cache(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="is not taken: call the model with its head"):
+        decoder().model(IDS, **given)
+
+
 def test_new_from_a_configuration() -> None:
     model = decoders.decoder(summaries=2)
     again = AutoModelForCausalLM.from_config(model.config)
