@@ -102,8 +102,9 @@ def evaluate_arms(
         ModelError: a model gives logits that are not finite.
     """
     tokenizer = load_tokenizer(corpus)
+    length, most = cfg.evaluation.seq_len, cfg.evaluation.max_rows
     rows = {
-        split: rows_of(TokenFile(tokens / split).tokens, cfg.evaluation.seq_len, cfg.evaluation.max_rows)
+        split: rows_of(TokenFile(tokens / split).tokens, length, most, setting="evaluation.seq_len")
         for split in SPLITS
     }
     metrics: dict[str, float] = {}
@@ -119,7 +120,8 @@ def evaluate_arms(
         recall_N = None
         if arm == OURS:
             recall_N = _recall(model, needles, tokenizer, cfg)
-            decoded = rows_of(TokenFile(tokens / "test").tokens, cfg.evaluation.decode_tokens, DECODED)
+            decode_tokens, setting = cfg.evaluation.decode_tokens, "evaluation.decode_tokens"
+            decoded = rows_of(TokenFile(tokens / "test").tokens, decode_tokens, DECODED, setting=setting)
             metrics[DECODE] = decode_error(model, decoded, _starts(decoded.shape, model.config.chunk))
             cache = _caches(model, cfg)
         measured[arm] = Measured(losses, exact_N, recall_N)

@@ -52,8 +52,8 @@ def one_prompt(value: Any) -> str | list[int]:
     """
     if isinstance(value, str):
         return value
-    if not isinstance(value, list):
-        raise ValueError("expected a text or a list of token ids")
+    if not isinstance(value, list) or (value and isinstance(value[0], (str, list))):
+        raise ValueError("expected one prompt, a text or a list of token ids")
     return _tokens(value)
 
 

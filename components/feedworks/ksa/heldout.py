@@ -35,8 +35,16 @@ class HeldOut(NamedTuple):
     bucket_losses: list[float]
 
 
-def rows_of(token_N: npt.NDArray[Any], seq_len: int, max_rows: int = 0) -> Tensor:
+def rows_of(
+    token_N: npt.NDArray[Any], seq_len: int, max_rows: int = 0, *, setting: str = "seq_len"
+) -> Tensor:
     """Return windows (R, T) of a text that do not overlap, spread over it where only some are asked for.
+
+    Args:
+        token_N: the text.
+        seq_len: tokens of a row.
+        max_rows: rows at most; 0 for all.
+        setting: where the user sets `seq_len`, for the error.
 
     Raises:
         DataError: the text is shorter than a row.
@@ -45,7 +53,7 @@ def rows_of(token_N: npt.NDArray[Any], seq_len: int, max_rows: int = 0) -> Tenso
     if not num_rows:
         raise DataError(
             f"the held-out text has {len(token_N):,} tokens, less than a row of {seq_len}; "
-            "bring more text or lower seq_len"
+            f"bring more text or lower {setting}"
         )
     num_kept = min(num_rows, max_rows or num_rows)
     chosen = np.arange(num_kept) * num_rows // num_kept

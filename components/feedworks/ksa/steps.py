@@ -106,9 +106,10 @@ def prepare_corpus(data_dir: Path, out_dir: Path, cfg: KsaConfig) -> Prepared:
             fit_tokenizer(data_dir, tokenizer, vocab_size=cfg.corpus.vocab_size)
         size = tokenise(data_dir, tokenizer, folder / TOKENS)
         vocab_size = TokenFile(folder / TOKENS / "train").vocab_size
-        longest = max(cfg.evaluation.seq_len, cfg.evaluation.decode_tokens)
+        measured = {"seq_len": cfg.evaluation.seq_len, "decode_tokens": cfg.evaluation.decode_tokens}
         for split in ("valid", "test"):  # too short a text is told before the training
-            rows_of(TokenFile(folder / TOKENS / split).tokens, longest, 1)
+            for name, length in measured.items():
+                rows_of(TokenFile(folder / TOKENS / split).tokens, length, 1, setting=f"evaluation.{name}")
     return Prepared(sum(size.num_documents.values()), sum(size.num_tokens.values()), vocab_size)
 
 

@@ -89,11 +89,13 @@ def test_a_run_writes_metrics_report_and_model(run: str, request: pytest.Fixture
     assert not any(made(out, ".").glob("*.state")), "states are gone when a stage is done"
 
 
-def test_a_text_too_short_to_be_measured_is_told_before_the_training(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["seq_len", "decode_tokens"])
+def test_a_text_too_short_to_be_measured_is_told_before_the_training(name: str, tmp_path: Path) -> None:
     short = tmp_path / "short"
     write_synthetic_text(short, num_documents=10, num_words=60, seed=1)
-    cfg = settings("evaluation.seq_len=1000", "model.max_length=1024", "corpus.vocab_size=300")
-    with pytest.raises(DataError, match="less than a row of 1000; bring more text or lower seq_len"):
+    cfg = settings(f"evaluation.{name}=1000", "model.max_length=1024", "corpus.vocab_size=300")
+    said = rf"less than a row of 1000; bring more text or lower evaluation\.{name}$"
+    with pytest.raises(DataError, match=said):
         steps.prepare_corpus(short, tmp_path / "corpus", cfg)
     assert not (tmp_path / "corpus").exists()
 
