@@ -31,6 +31,9 @@ pytestmark = [pytest.mark.kind, pytest.mark.timeout(600), pytest.mark.usefixture
 GROUP = "trainer.kubeflow.org/v1alpha1"
 JOBS = "trainjobs.trainer.kubeflow.org"
 TASK = "two-nodes"
+NODES = {"kubernetes.io/os": "linux"}
+TAINT = {"key": "feedworks/tests", "operator": "Exists", "effect": "NoSchedule"}
+TOKEN = {"secretKeyRef": {"name": "feedworks-tasks", "key": "HF_TOKEN", "optional": True}}
 DEFINITIONS = sorted(FOLDER.glob("*.yaml"))
 
 
@@ -181,20 +184,31 @@ def launches(task: Task, namespace: str, account: str, claim: str) -> None:
         "imagePullPolicy": "IfNotPresent",
         "command": command,
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        "volumeMounts": [{"name": "workspace", "mountPath": "/workspace"}],
+        "env": [{"name": "HF_TOKEN", "valueFrom": TOKEN}],
+        "volumeMounts": [{"name": "shared", "mountPath": "/workspace"}],
     }
     spec = {
         "restartPolicy": "Never",
         "serviceAccountName": account,
         "securityContext": dict(NOBODY),
+        "nodeSelector": NODES,
+        "tolerations": [TAINT],
         "containers": [container],
-        "volumes": [{"name": "workspace", "persistentVolumeClaim": {"claimName": claim}}],
+        "volumes": [{"name": "shared", "persistentVolumeClaim": {"claimName": claim}}],
     }
     metadata = {"name": TASK, "namespace": namespace, "labels": {LABEL: "task"}}
     # The label of pods of pipelines: where policies are enforced, they may reach the API server.
     template = {"metadata": {"labels": {"workflows.argoproj.io/workflow": "tests"}}, "spec": spec}
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata}
     apply([job | {"spec": {"backoffLimit": 0, "template": template}}])
+
+
+def patched(job: Object) -> Object:
+    """What a TrainJob says of its pods: what the task's own was told, without what the server added."""
+    (patch,) = job["spec"]["runtimePatches"]
+    (replicated,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod: Object = replicated["template"]["spec"]["template"]["spec"]
+    return pod
 
 
 def test_a_task_makes_a_train_job_and_a_cancelled_one_removes_it(ranker: Task, work: Workplace) -> None:
@@ -212,6 +226,12 @@ def test_a_task_makes_a_train_job_and_a_cancelled_one_removes_it(ranker: Task, w
         trainer = found["spec"]["trainer"]
         assert (trainer["image"], trainer["numNodes"]) == (images.CPU, 2)
         assert "/workspace/candidates" in trainer["args"]
+        assert {"name": "HF_TOKEN", "valueFrom": TOKEN} in trainer["env"]
+        assert patched(found) == {
+            "nodeSelector": NODES,
+            "tolerations": [TAINT],
+            "volumes": [{"name": "workspace", "persistentVolumeClaim": {"claimName": "feedworks-workspace"}}],
+        }
         ours = Workplace(OURS, work.path, images.CPU)
         (pod,) = ours.pods(TASK)
         # As Argo ends a task: SIGTERM to all its processes; the shell, the first one, takes none here.
@@ -231,7 +251,7 @@ def test_an_account_without_rights_is_told(ranker: Task, work: Workplace) -> Non
         succeeded, said = work.end(TASK, within_s=120)
         assert not succeeded
         error = said.strip().splitlines()[-1]
-        assert "cannot create TrainJob mari-make-ranker-" in error or "cannot read TrainJob" in error
+        assert f"cannot read pod {TASK}-" in error
         assert error.endswith("the account may not: bind the role feedworks-pipeline of manifests/ to it")
     finally:
         remove("job", TASK, namespace=work.namespace)
