@@ -12,8 +12,9 @@ from typing import Any
 
 from feedworks.configuration import flatten
 from feedworks.distributed.launcher import launch_words, run_on_nodes
-from feedworks.distributed.trainjob import CGROUP, GPU_TYPE, Nodes, own_limits
+from feedworks.distributed.trainjob import GPU_TYPE, Nodes, own_limits
 from feedworks.errors import ConfigError, FeedworksError
+from feedworks.metrics.memory import CGROUPS
 from feedworks.papers import PAPERS
 from feedworks.progress import say
 from feedworks.task_resources import THREADS
@@ -69,7 +70,7 @@ def run_step(
         raise FeedworksError(f"{paper}.{step} in {num_processes} processes ended with code {code}")
 
 
-def use_own_cores(cgroup: Path = CGROUP) -> None:
+def use_own_cores(cgroup: Path = CGROUPS) -> None:
     """Have torch, pyarrow and faiss, none imported yet, count the cores of this container and not the node's.
 
     What the environment says, and a container whose cores are not limited, stay as they are.

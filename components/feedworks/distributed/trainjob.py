@@ -15,7 +15,7 @@ from typing import Any
 from feedworks import images
 from feedworks.distributed.place import Place
 from feedworks.errors import ConfigError
-from feedworks.metrics.memory import limit_bytes
+from feedworks.metrics.memory import CGROUPS, limit_bytes
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 RUNTIME = "feedworks-torch"
@@ -24,7 +24,6 @@ LAUNCH = ("python", "-m", "torch.distributed.run", "-m", "feedworks.launch")
 # Of the pods of a job; JobSet writes the labels, and the Job each pod's number.
 POD_LABELS = "jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name=node"
 POD_INDEX = "batch.kubernetes.io/job-completion-index"
-CGROUP = Path("/sys/fs/cgroup")
 MANAGER = "feedworks/launcher"
 NODE = "node"  # the replicated job of the runtime, and the container in it
 VOLUME = "workspace"
@@ -129,7 +128,7 @@ def _patches(place: Place, nodes: Nodes) -> dict[str, Any]:
     return {"runtimePatches": [{"manager": MANAGER, "trainingRuntimeSpec": spec}]}
 
 
-def own_limits(cgroup: Path = CGROUP, *, processes: int = 1) -> dict[str, str]:
+def own_limits(cgroup: Path = CGROUPS, *, processes: int = 1) -> dict[str, str]:
     """Return the limits on CPU and memory of a machine: for each of its processes those of this container.
 
     Args:
